@@ -1,0 +1,79 @@
+"""The image tokenizer as the rest of the project sees it: pixels to codes and back."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@runtime_checkable
+class ImageTokenizer(Protocol):
+    """What an image tokenizer offers; `ar_t2i.slots` and `ar_t2i.titok` are its two makers."""
+
+    num_codes: int
+    """Codes of one picture, T."""
+    codebook_size: int
+    """Codes run from 0 to codebook_size - 1."""
+    image_size: int
+    """Height and width of a picture in pixels."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the config and the float32 tensors; two tokenizers with one fingerprint write the same codes."""
+        ...
+
+    def encode(self, pixels: "Tensor") -> "Tensor":
+        """Pictures (B, 3, S, S), float in [0, 1], to codes (B, T), int64."""
+        ...
+
+    def decode(self, codes: "Tensor") -> "Tensor":
+        """Codes (B, T) to pictures (B, 3, S, S), float in [0, 1]; a code out of range raises ValueError."""
+        ...
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json and model.safetensors."""
+        ...
+
+    def to(self, device: object) -> Self:
+        """Move the weights."""
+        ...
+
+    def eval(self) -> Self:
+        """Switch to evaluation."""
+        ...
+
+
+def load_image_tokenizer(directory: str | Path) -> ImageTokenizer:
+    """Load the image tokenizer in `directory`, of whichever maker its config.json names, ready for evaluation.
+
+    Raises:
+        ValueError: no such folder, no config.json, or weights that do not fit the config.
+    """
+    from ar_t2i.slots import SlotTokenizer
+    from ar_t2i.titok import TiTok
+
+    config_file = Path(directory) / "config.json"
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"no image tokenizer at {str(directory)!r}: {config_file} cannot be read; "
+            "expected a folder with config.json and model.safetensors"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{config_file} is not valid json: {error}") from error
+    maker = SlotTokenizer if config.get("model_type") == "slots" else TiTok
+    return maker.from_pretrained(directory).eval()
+
+
+def fingerprint_of(config: dict, state: "dict[str, Tensor]") -> str:
+    """sha256 hex of a config (as canonical json) and of named tensors, read as float32."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(state):
+        tensor = state[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
