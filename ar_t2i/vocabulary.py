@@ -1,0 +1,266 @@
+"""The joint vocabulary: text, image codes and special tokens in one id space.
+
+It is a plain `PreTrainedTokenizerFast` in which every image code is one token, `<|image:0|>` ... `<|image:4095|>`. Where the
+blocks lie is read from the tokenizer by name, never assumed, so any tokenizer that has these names works. Only this
+module converts code to id and back.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+PAD, UNKNOWN = "<|pad|>", "<|unk|>"
+START_OF_TEXT, END_OF_TEXT = "<|startoftext|>", "<|endoftext|>"
+START_OF_IMAGE, END_OF_IMAGE = "<|startofimage|>", "<|endofimage|>"
+NO_CAPTION, CONCEPT, RESERVED = "<|nocaption|>", "<|concept|>", "<|reserved|>"
+SPECIAL_TOKENS = (
+    PAD, UNKNOWN, START_OF_TEXT, END_OF_TEXT, START_OF_IMAGE, END_OF_IMAGE, NO_CAPTION, CONCEPT, RESERVED,
+)  # fmt: skip
+CODEBOOK_SIZE = 4096
+VOCABULARY_SIZE = 30_000
+LONGEST_CAPTION = 4096
+"""Characters of a caption that BPE training reads; more is a page, not a caption, and costs memory."""
+
+
+def image_token(code: int) -> str:
+    """The token of an image code, `<|image:2931|>`."""
+    return f"<|image:{code}|>"
+
+
+class Vocabulary:
+    """Captions to ids, codes to ids and back, over a tokenizer of the transformers library.
+
+    Attributes:
+        tokenizer: the tokenizer itself; as transformers has it, it reads special tokens that stand in a text.
+        size: number of ids.
+        image_ids: (K,) int64, the id of each code.
+        text_ids: int64, ids that can stand in a caption: neither image nor special.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        """Read the blocks by name.
+
+        Raises:
+            ValueError: a special or image token is missing; it is named.
+        """
+        self.tokenizer = tokenizer
+        ids = tokenizer.get_vocab()
+        codes = [int(match[1]) for token in ids if (match := re.fullmatch(r"<\|image:(\d+)\|>", token))]
+        needed = [*SPECIAL_TOKENS, *(image_token(code) for code in range(max(codes, default=0) + 1))]
+        missing = [token for token in needed if token not in ids]
+        if missing:
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path or 'given'!r} lacks {missing[0]}"
+                + (f" and {len(missing) - 1} more tokens" if len(missing) > 1 else "")
+                + "; expected the nine special tokens and one token a code; Vocabulary.extend adds them"
+            )
+        self.size = max(ids.values()) + 1
+        self.image_ids = np.array([ids[image_token(code)] for code in range(len(codes))], dtype=np.int64)
+        special = {ids[token] for token in SPECIAL_TOKENS} | set(tokenizer.all_special_ids) | set(self.image_ids.tolist())
+        self.text_ids = np.array(sorted(set(ids.values()) - special), dtype=np.int64)
+        self.pad_id: int = ids[PAD]
+        self.start_of_image_id: int = ids[START_OF_IMAGE]
+        self.end_of_image_id: int = ids[END_OF_IMAGE]
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "Vocabulary":
+        """Load from a folder of tokenizer files.
+
+        Raises:
+            ValueError: no tokenizer there, or one without the tokens of the joint vocabulary.
+        """
+        from transformers import AutoTokenizer
+
+        if not Path(directory).is_dir():
+            raise ValueError(f"no vocabulary at {str(directory)!r}: expected a folder with tokenizer.json")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(directory))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no vocabulary at {str(directory)!r}: expected tokenizer.json and tokenizer_config.json"
+            ) from error
+        return cls(tokenizer)
+
+    @classmethod
+    def train(
+        cls, captions: Iterable[str], size: int = VOCABULARY_SIZE, codebook_size: int = CODEBOOK_SIZE, min_frequency: int = 2
+    ) -> "Vocabulary":
+        """Train a byte-level BPE on captions, read once; memory grows with distinct words, not with captions.
+
+        Args:
+            captions: any iterable of texts.
+            size: ids in all, special and image tokens included; a small corpus yields fewer.
+            codebook_size: number of image codes.
+            min_frequency: a merge must occur this often.
+
+        Raises:
+            ValueError: no caption at all, or a size with no room for the 256 bytes.
+        """
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        fixed = [*SPECIAL_TOKENS, *(image_token(code) for code in range(codebook_size))]
+        if size < len(fixed) + 256:
+            raise ValueError(f"size={size}: expected at least {len(fixed) + 256} ({len(fixed)} special and image, 256 bytes)")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+        tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            min_frequency=min_frequency,
+            special_tokens=fixed,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            max_token_length=32,
+            show_progress=False,
+        )
+        counted = _Counted(captions)
+        tokenizer.train_from_iterator(counted, trainer)
+        if counted.count == 0:
+            raise ValueError("no caption to train the vocabulary on: the sources gave none")
+        return cls(_wrap(tokenizer))
+
+    @classmethod
+    def extend(cls, tokenizer: "PreTrainedTokenizerBase", codebook_size: int = CODEBOOK_SIZE) -> "Vocabulary":
+        """Add the special and image tokens that `tokenizer` lacks; the model's embedding must grow to match."""
+        names = [*SPECIAL_TOKENS, *(image_token(code) for code in range(codebook_size))]
+        present = tokenizer.get_vocab()
+        tokenizer.add_tokens([_added(name) for name in names if name not in present], special_tokens=True)  # type: ignore[arg-type]
+        return cls(tokenizer)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the tokenizer files."""
+        self.tokenizer.save_pretrained(str(directory))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 hex of the tokenizer's rules: equal fingerprints give equal ids."""
+        rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        rules.pop("truncation", None)
+        rules.pop("padding", None)
+        return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of image codes, K."""
+        return len(self.image_ids)
+
+    @cached_property
+    def _captions(self) -> "Tokenizer":
+        """A copy of the tokenizer that reads the text of a special token as plain text, so no caption can inject one."""
+        from tokenizers import Tokenizer
+
+        backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        return backend
+
+    def encode_captions(self, captions: Sequence[str]) -> list[list[int]]:
+        """Captions to ids; the text of a special token is read as plain text."""
+        encoded = self._captions.encode_batch(list(captions), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def encode_caption_with_dropout(self, caption: str, dropout: float, rng: np.random.Generator) -> list[int]:
+        """One caption to ids by BPE-dropout (arXiv 1910.13267): each possible merge is skipped with chance `dropout`.
+
+        The tokenizers library draws its dropout from a hidden random state; this one draws from `rng`, so that a run can
+        be repeated. With `dropout` 0 it equals `encode_captions`.
+
+        Raises:
+            ValueError: the tokenizer is not a byte-level BPE.
+        """
+        pieces = self._captions.pre_tokenizer.pre_tokenize_str(caption)  # type: ignore[union-attr]
+        return [token for word, _ in pieces for token in self._merge(word, dropout, rng)]
+
+    def _merge(self, word: str, dropout: float, rng: np.random.Generator) -> list[int]:
+        symbols = list(word)
+        ranks, ids = self._merges
+        while len(symbols) > 1:
+            found = [(ranks[pair], i) for i in range(len(symbols) - 1) if (pair := (symbols[i], symbols[i + 1])) in ranks]
+            if found and dropout > 0:
+                kept = rng.random(len(found)) >= dropout
+                found = [item for item, keep in zip(found, kept, strict=True) if keep]
+            if not found:
+                break
+            _, i = min(found)
+            symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
+        return [ids[symbol] for symbol in symbols]
+
+    @cached_property
+    def _merges(self) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+        rules = json.loads(self._captions.to_str())
+        if rules["model"]["type"] != "BPE" or rules["normalizer"] or rules["pre_tokenizer"]["type"] != "ByteLevel":
+            raise ValueError("BPE-dropout needs a byte-level BPE vocabulary without normaliser; set bpe_dropout to 0")
+        ranks = {tuple(pair): rank for rank, pair in enumerate(rules["model"]["merges"])}
+        return ranks, rules["model"]["vocab"]
+
+    def decode_caption(self, ids: Sequence[int]) -> str:
+        """Ids of a caption back to its text, exactly."""
+        return self._captions.decode(list(ids), skip_special_tokens=False)
+
+    def codes_to_ids(self, codes: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Codes, any shape, to ids.
+
+        Raises:
+            ValueError: a code outside 0..K-1; it is named, never clamped.
+        """
+        codes = np.asarray(codes)
+        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
+            wrong = codes.min() if codes.min() < 0 else codes.max()
+            raise ValueError(f"code {wrong} is out of range: expected 0..{self.codebook_size - 1}")
+        return self.image_ids[codes]
+
+    def ids_to_codes(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Image ids, any shape, to codes.
+
+        Raises:
+            ValueError: an id that is no image token.
+        """
+        ids = np.asarray(ids)
+        codes = np.full(self.size, -1, dtype=np.int64)
+        codes[self.image_ids] = np.arange(self.codebook_size)
+        found = codes[ids]
+        if (found < 0).any():
+            raise ValueError(f"id {ids[found < 0].flat[0]} is no image token")
+        return found
+
+
+class _Counted:
+    """Iterates over captions, cut to a sane length, and counts them."""
+
+    def __init__(self, captions: Iterable[str]):
+        self.captions, self.count = captions, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for caption in self.captions:
+            self.count += 1
+            yield caption[:LONGEST_CAPTION]
+
+
+def _added(name: str):  # noqa: ANN202
+    from tokenizers import AddedToken
+
+    return AddedToken(name, special=True, normalized=False)
+
+
+def _wrap(tokenizer: "Tokenizer") -> "PreTrainedTokenizerBase":
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=START_OF_TEXT,
+        eos_token=END_OF_IMAGE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
