@@ -1,0 +1,153 @@
+"""A tokenized dataset as training examples: validated once, memory-mapped, any row at any time.
+
+The ids of the text come from the `text` column and this run's vocabulary, never from `text_tokens`, whose ids mean nothing in
+another vocabulary.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ar_t2i.sequence import sequence_ids, sequence_length
+from ar_t2i.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import datasets
+
+CODES, TEXT = "image_tokens", "text"
+
+
+class TokenizedDataset:
+    """Rows of a tokenized dataset as sequences of ids.
+
+    Row i in epoch e is the same whoever asks and whenever: its caption dropout and BPE-dropout are drawn from (seed, e, i).
+
+    Attributes:
+        num_codes: codes of a picture, T.
+        lengths: (N,) int32, ids of each whole sequence without BPE-dropout.
+        truncated: captions that were longer than `max_caption_length`.
+    """
+
+    def __init__(
+        self,
+        rows: "datasets.Dataset",
+        vocabulary: Vocabulary,
+        *,
+        max_caption_length: int,
+        num_codes: int = 0,
+        caption_dropout: float = 0.0,
+        bpe_dropout: float = 0.0,
+        seed: int = 0,
+    ):
+        """Check every row and encode every caption; the result is cached on disk by the datasets library.
+
+        Args:
+            rows: a table with columns `image_tokens` and `text`.
+            vocabulary: the joint vocabulary.
+            max_caption_length: ids of a caption that are kept; the rest is cut and counted.
+            num_codes: codes a picture; 0 takes what the first row has.
+            caption_dropout: chance that an example has no caption.
+            bpe_dropout: chance that a merge is skipped.
+            seed: of both dropouts.
+
+        Raises:
+            ValueError: no rows, missing columns, a row with too few or too many codes, a code out of range; the row is named.
+        """
+        missing = {CODES, TEXT} - set(rows.column_names)
+        if missing:
+            raise ValueError(f"the dataset lacks the columns {sorted(missing)}; it has {rows.column_names}")
+        if len(rows) == 0:
+            raise ValueError("the dataset has no rows")
+        self.num_codes = num_codes or len(rows[0][CODES])
+        self.vocabulary, self.max_caption_length, self.seed = vocabulary, max_caption_length, seed
+        self.caption_dropout, self.bpe_dropout = caption_dropout, bpe_dropout
+        self.texts = rows.select_columns([TEXT])
+        self.rows = _encode(rows, vocabulary, self.num_codes)
+        caption_lengths = _numpy_column(self.rows, "caption_length")
+        self.truncated = int((caption_lengths > max_caption_length).sum())
+        self.lengths = sequence_length(np.minimum(caption_lengths, max_caption_length), self.num_codes)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def sequence(self, index: int, epoch: int = 0) -> np.ndarray:
+        """The ids of row `index` in epoch `epoch`, int64."""
+        row = self.rows[index]
+        caption: Sequence[int] = row["caption"]
+        if self.caption_dropout or self.bpe_dropout:
+            rng = np.random.default_rng((self.seed, epoch, index))
+            if rng.random() < self.caption_dropout:
+                caption = ()
+            elif self.bpe_dropout:
+                caption = self.vocabulary.encode_caption_with_dropout(self.texts[index][TEXT], self.bpe_dropout, rng)
+        return sequence_ids(self.vocabulary, caption[: self.max_caption_length], row["codes"])
+
+    def code_entropy(self, most_rows: int = 100_000) -> float:
+        """Entropy in nats of the codes' frequencies: the image loss of a model that knows only these."""
+        sample = self.rows.select(range(min(most_rows, len(self))))
+        counts = np.bincount(np.concatenate(sample.with_format("numpy")["codes"][:]), minlength=self.vocabulary.codebook_size)
+        chances = counts[counts > 0] / counts.sum()
+        return float(-(chances * np.log(chances)).sum())
+
+
+def load_rows(source: str | Path, split: str, limit: int = 0) -> "datasets.Dataset":
+    """One split of a tokenized dataset, from a folder, a parquet file or a Hub id, as the datasets library loads it.
+
+    Raises:
+        ValueError: nothing there, or no such split.
+    """
+    import datasets
+
+    known = (OSError, ValueError, datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError)
+    try:
+        if str(source).endswith(".parquet"):
+            rows = datasets.load_dataset("parquet", data_files={split: str(source)}, split=split)
+        else:
+            rows = datasets.load_dataset(str(source), split=split)
+    except known as error:
+        raise ValueError(
+            f"cannot load the split {split!r} of the dataset {str(source)!r}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    assert isinstance(rows, datasets.Dataset)
+    return rows.select(range(min(limit, len(rows)))) if limit else rows
+
+
+def _encode(rows: "datasets.Dataset", vocabulary: Vocabulary, num_codes: int) -> "datasets.Dataset":
+    import datasets
+
+    def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        for index, codes in zip(indices, batch[CODES], strict=True):
+            _check_codes(codes, index, num_codes, vocabulary.codebook_size)
+        captions = vocabulary.encode_captions([text or "" for text in batch[TEXT]])
+        return {"caption": captions, "codes": batch[CODES], "caption_length": [len(caption) for caption in captions]}
+
+    features = datasets.Features(
+        caption=datasets.List(datasets.Value("int32")),
+        codes=datasets.List(datasets.Value("uint16"), length=num_codes),
+        caption_length=datasets.Value("int32"),
+    )
+    fingerprint = datasets.fingerprint.Hasher.hash((rows._fingerprint, vocabulary.fingerprint, num_codes, "encode-1"))
+    return rows.map(
+        encode,
+        batched=True,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        features=features,
+        new_fingerprint=fingerprint,
+        desc="encoding captions",
+    )
+
+
+def _check_codes(codes: Sequence[int], index: int, num_codes: int, codebook_size: int) -> None:
+    if len(codes) != num_codes:
+        raise ValueError(f"row {index} has {len(codes)} codes, expected {num_codes}; preprocess this shard again")
+    if min(codes) < 0 or max(codes) >= codebook_size:
+        wrong = min(codes) if min(codes) < 0 else max(codes)
+        raise ValueError(f"row {index} has the code {wrong}, expected 0..{codebook_size - 1}: another image tokenizer's data?")
+
+
+def _numpy_column(rows: "datasets.Dataset", name: str) -> np.ndarray:
+    return rows.select_columns([name]).with_format("numpy")[:][name]

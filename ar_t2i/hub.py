@@ -1,0 +1,207 @@
+"""Bundles: a folder, or a Hub repository, that holds everything `infer` needs.
+
+    config.json model.safetensors generation_config.json    a stock transformers causal LM
+    tokenizer.json tokenizer_config.json                    its vocabulary
+    image_tokenizer/config.json image_tokenizer/model.safetensors
+    ar_t2i.json                                             format version, sampling defaults, fingerprints
+    README.md                                               model card
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ar_t2i.config import build
+from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from ar_t2i.sampling.logits import SamplingConfig
+from ar_t2i.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FORMAT_VERSION = 1
+MANIFEST = "ar_t2i.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle."""
+
+    model: "PreTrainedModel"
+    vocabulary: Vocabulary
+    image_tokenizer: ImageTokenizer
+    sampling: SamplingConfig
+    """The sampling defaults that suit this model."""
+
+
+def shipped_bundle() -> Path:
+    """The folder of the bundle that comes with the package.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    folder = Path(str(resources.files("ar_t2i"))) / "bundle"
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"the shipped bundle is missing at {folder}: reinstall the package, or give --bundle")
+    return folder
+
+
+def resolve(name: str | Path) -> Path:
+    """A local folder for a folder name or a Hub id such as `owner/name`, which is downloaded.
+
+    Raises:
+        ValueError: neither a folder nor a repository that can be reached.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.md", "*.txt", "image_tokenizer/*"]
+        return Path(snapshot_download(str(name), allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"no folder and no reachable Hub repository {str(name)!r} ({type(error).__name__}); "
+            "expected a folder or an id such as owner/name"
+        ) from error
+
+
+def save_bundle(
+    directory: str | Path,
+    model: "PreTrainedModel",
+    vocabulary: Vocabulary,
+    image_tokenizer: ImageTokenizer | Path,
+    sampling: SamplingConfig,
+    card: str,
+) -> Path:
+    """Write a bundle; whatever stood in `directory` is replaced in one step, or left as it was.
+
+    Args:
+        directory: the bundle's folder.
+        model: the decoder.
+        vocabulary: its vocabulary.
+        image_tokenizer: loaded, or the folder of a saved one, which is copied.
+        sampling: the defaults for `infer`.
+        card: text of README.md.
+    """
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        vocabulary.save_pretrained(folder)
+        if isinstance(image_tokenizer, Path):
+            shutil.copytree(image_tokenizer, folder / "image_tokenizer")
+            fingerprint = load_image_tokenizer(image_tokenizer).fingerprint
+        else:
+            image_tokenizer.save_pretrained(folder / "image_tokenizer")
+            fingerprint = image_tokenizer.fingerprint
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "sampling": asdict(sampling),
+            "fingerprints": {"vocabulary": vocabulary.fingerprint, "image_tokenizer": fingerprint},
+        }
+        (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    return replace_directory(Path(directory), write)
+
+
+def load_bundle(name: str | Path) -> Bundle:
+    """Load a bundle from a folder or a Hub id, in float32 on the CPU.
+
+    Raises:
+        ValueError: something is missing, or the parts do not belong together; the message says which.
+    """
+    folder = resolve(name)
+    facts = _read_manifest(folder)
+    vocabulary = Vocabulary.from_pretrained(folder)
+    image_tokenizer = load_image_tokenizer(_image_tokenizer_folder(folder))
+    model = _load_model(folder)
+    found = {"vocabulary": vocabulary.fingerprint, "image_tokenizer": image_tokenizer.fingerprint}
+    for part, fingerprint in facts.get("fingerprints", {}).items():
+        if found.get(part) != fingerprint:
+            raise ValueError(f"{folder}: the {part} is not the one this bundle was made with; restore its files")
+    if image_tokenizer.codebook_size > vocabulary.codebook_size:
+        raise ValueError(
+            f"{folder}: the image tokenizer has {image_tokenizer.codebook_size} codes, the vocabulary {vocabulary.codebook_size}"
+        )
+    embedded = model.get_input_embeddings().weight.shape[0]
+    if embedded < vocabulary.size:
+        raise ValueError(f"{folder}: the model embeds {embedded} ids, the vocabulary has {vocabulary.size}")
+    sampling = build(SamplingConfig, facts.get("sampling", {}), f"{MANIFEST}: sampling.")
+    return Bundle(model.eval(), vocabulary, image_tokenizer, sampling)
+
+
+def with_options(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfig:
+    """The defaults with the options that were given, None meaning not given."""
+    return replace(sampling, **{name: value for name, value in options.items() if value is not None})
+
+
+def replace_directory(directory: Path, write: Callable[[Path], None]) -> Path:
+    """Fill a folder beside `directory`, then put it in its place, so that a reader never sees half of one.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    except OSError as error:
+        raise ValueError(f"cannot write {str(directory)!r}: {error.strerror}; give another folder") from error
+    try:
+        write(fresh)
+        fresh.chmod(0o755)
+        if directory.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
+            directory.rename(old / directory.name)
+            fresh.rename(directory)
+            shutil.rmtree(old)
+        else:
+            fresh.rename(directory)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return directory
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} is no bundle: {MANIFEST} is missing or unreadable") from error
+    if facts.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder}: bundle format {facts.get('format_version')!r}, this version reads {FORMAT_VERSION}; update ar_t2i"
+        )
+    return facts
+
+
+def _image_tokenizer_folder(folder: Path) -> Path:
+    path = folder / "image_tokenizer"
+    reference = path / "reference.json"
+    if reference.is_file():
+        return resolve(json.loads(reference.read_text(encoding="utf-8"))["repo_id"])
+    if not path.is_dir():
+        raise ValueError(f"{folder}: the bundle has no image_tokenizer/ folder; expected config.json and model.safetensors there")
+    return path
+
+
+def _load_model(folder: Path) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no causal LM with safetensors weights could be loaded: {error}") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            names = sorted(map(str, report[problem]))
+            raise ValueError(f"{folder}: {len(names)} {problem.replace('_keys', '')} tensors in the weights, the first {names[0]}")
+    return model

@@ -1,0 +1,1 @@
+"""The decoder that reads a caption and writes codes, and its loss."""

@@ -1,0 +1,177 @@
+"""From a config to a decoder: a stock transformers model, from scratch or from any causal LM.
+
+From scratch it is a `Qwen3ForCausalLM`: rotary positions, QK-norm, SwiGLU, tied embeddings. Nothing of ours is in the model, so
+the checkpoint loads wherever transformers checkpoints load.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ar_t2i.vocabulary import CODEBOOK_SIZE, Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SIZES: dict[str, dict[str, int]] = {
+    "scenes": {"hidden_size": 256, "num_layers": 8, "intermediate_size": 768, "head_dim": 64},
+    "small": {"hidden_size": 768, "num_layers": 12, "intermediate_size": 2048, "head_dim": 64},
+    "base": {"hidden_size": 1024, "num_layers": 24, "intermediate_size": 2816, "head_dim": 64},
+    "large": {"hidden_size": 2048, "num_layers": 18, "intermediate_size": 5632, "head_dim": 128},
+}
+"""About 10 M, 100 M, 330 M and 1 B parameters with their vocabulary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The decoder: a size, or a checkpoint to start from."""
+
+    size: Literal["scenes", "small", "base", "large"] = "scenes"
+    """Size of a decoder made from scratch: about 10 M, 100 M, 330 M or 1 B parameters."""
+    init_from: str = ""
+    """Folder of any causal LM (or Hub id) to start from; its embedding is extended by what the vocabulary adds."""
+    hidden_size: int | None = None
+    """Width; None takes the size's own."""
+    num_layers: int | None = None
+    """Number of layers; None takes the size's own."""
+    intermediate_size: int | None = None
+    """Width of the feed-forward part; None takes the size's own."""
+    head_dim: int | None = None
+    """Width of an attention head; None takes the size's own, 64 or 128."""
+    max_positions: int = 256
+    """Longest sequence, caption and picture together, in ids."""
+    dropout: float = 0.0
+    """Chance to drop a number on each residual branch in training."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout={self.dropout}: expected 0 <= dropout < 1")
+        for name in ("hidden_size", "num_layers", "intermediate_size", "head_dim"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"model.{name}={value}: expected at least 1")
+        if self.dimensions["hidden_size"] % self.dimensions["head_dim"]:
+            raise ValueError(
+                f"model.hidden_size={self.dimensions['hidden_size']}: expected a multiple of head_dim={self.dimensions['head_dim']}"
+            )
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """The size's numbers with those given one by one in their place."""
+        return {name: getattr(self, name) or default for name, default in SIZES[self.size].items()}
+
+
+def build_model(config: ModelConfig, vocabulary: Vocabulary, seed: int) -> "PreTrainedModel":
+    """A decoder over `vocabulary` in float32, with random weights drawn from `seed`.
+
+    Raises:
+        ValueError: `init_from` cannot be loaded.
+    """
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    if config.init_from:
+        return _extend(config.init_from, vocabulary, seed)
+    dimensions = config.dimensions
+    heads = dimensions["hidden_size"] // dimensions["head_dim"]
+    settings = Qwen3Config(
+        vocab_size=vocabulary.size,
+        hidden_size=dimensions["hidden_size"],
+        intermediate_size=dimensions["intermediate_size"],
+        num_hidden_layers=dimensions["num_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=dimensions["head_dim"],
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        pad_token_id=vocabulary.pad_id,
+        bos_token_id=None,
+        eos_token_id=vocabulary.end_of_image_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(settings)
+    return model.float()
+
+
+def load_vocabulary_for(config: ModelConfig, vocabulary: str) -> Vocabulary:
+    """The vocabulary of a run: the one named, or the starting checkpoint's own, extended where it lacks tokens.
+
+    Raises:
+        ValueError: neither is given.
+    """
+    from transformers import AutoTokenizer
+
+    if vocabulary:
+        return Vocabulary.from_pretrained(vocabulary)
+    if not config.init_from:
+        raise ValueError("vocabulary is not set: give a folder with tokenizer.json, for example tokenizer/")
+    return Vocabulary.extend(AutoTokenizer.from_pretrained(config.init_from), CODEBOOK_SIZE)
+
+
+def check_head(model: "PreTrainedModel") -> None:
+    """Make sure that the logits are just hidden states times the output matrix, which loss and sampler rely on.
+
+    Raises:
+        ValueError: the architecture changes its logits afterwards (soft-capping, scaling).
+    """
+    ids = torch.arange(4, device=model.device)[None] + 1
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0, -1].float()
+        hidden = model.base_model(input_ids=ids).last_hidden_state[0, -1]
+        found = head_logits(hidden[None], model, slice(None))[0].float()
+    if not torch.allclose(found, expected, atol=1e-2, rtol=1e-2):
+        raise ValueError(
+            f"{type(model).__name__} changes its logits after the output matrix (soft-capping or scaling), "
+            "which this project does not support; Llama, Qwen, Mistral and GPT-2 layouts work"
+        )
+
+
+def head_logits(hidden_ND: Tensor, model: "PreTrainedModel", rows_K: slice | Tensor) -> Tensor:
+    """Logits (N, K) of just some ids: hidden states times those rows of the output matrix."""
+    head = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    return nn.functional.linear(hidden_ND, head.weight[rows_K], None if bias is None else bias[rows_K])
+
+
+def as_rows(ids_K: np.ndarray) -> slice | Tensor:
+    """Ids as an index into a table's rows: a slice where they are one block, so that indexing copies nothing."""
+    if (np.diff(ids_K) == 1).all():
+        return slice(int(ids_K[0]), int(ids_K[-1]) + 1)
+    return torch.from_numpy(ids_K)
+
+
+def add_residual_dropout(model: "PreTrainedModel", dropout: float) -> None:
+    """Drop numbers on each residual branch while training, in models whose stock layout has no such dropout.
+
+    Raises:
+        ValueError: the architecture has no layers `o_proj` and `down_proj` to put it on.
+    """
+    if dropout == 0:
+        return
+    branches = [module for name, module in model.named_modules() if name.endswith((".o_proj", ".down_proj"))]
+    if not branches:
+        raise ValueError(f"model.dropout={dropout}: {type(model).__name__} has no o_proj and down_proj layers; set it to 0")
+    for branch in branches:
+        branch.register_forward_hook(lambda module, _, output: nn.functional.dropout(output, dropout, module.training))
+
+
+def _extend(source: str, vocabulary: Vocabulary, seed: int) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        kind = "folder" if Path(source).is_dir() else "folder or Hub id"
+        raise ValueError(f"model.init_from={source!r}: no causal LM could be loaded from this {kind}: {error}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if vocabulary.size > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(vocabulary.size, mean_resizing=True)
+    model.config.pad_token_id = vocabulary.pad_id
+    model.config.eos_token_id = vocabulary.end_of_image_id
+    return model

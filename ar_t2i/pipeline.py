@@ -1,0 +1,181 @@
+"""TextToImagePipeline: prompts in, pictures out, in the manner of diffusers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ar_t2i.hub import Bundle, load_bundle, with_options
+from ar_t2i.sampling.decoder import check_length, generate
+from ar_t2i.sampling.logits import SamplingConfig
+
+Callback = Callable[["TextToImagePipeline", int, int, dict[str, Tensor]], object]
+
+
+@dataclass(frozen=True)
+class TextToImageOutput:
+    """What the pipeline returns; pictures of one prompt stand together, prompts in their order."""
+
+    images: Any
+    """list of PIL pictures, (N, S, S, 3) float32 array or (N, 3, S, S) float32 tensor, as `output_type` says."""
+    codes: Tensor
+    """(N, T) int64 codes of the pictures."""
+
+
+class TextToImagePipeline:
+    """A bundle that draws.
+
+    >>> pipe = TextToImagePipeline.from_pretrained("path/to/bundle")
+    >>> pipe("bird on a tree", generator=torch.Generator().manual_seed(0)).images[0].save("bird.png")
+    """
+
+    def __init__(self, bundle: Bundle):
+        self.model, self.vocabulary, self.image_tokenizer = bundle.model, bundle.vocabulary, bundle.image_tokenizer
+        self.sampling = bundle.sampling
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> "TextToImagePipeline":
+        """Load a bundle from a folder or a Hub id.
+
+        Raises:
+            ValueError: no bundle there, or one with a part missing.
+        """
+        return cls(load_bundle(name))
+
+    def to(self, *targets: torch.device | str | torch.dtype) -> "TextToImagePipeline":
+        """Move to a device and, for the decoder alone, change the dtype."""
+        for target in targets:
+            self.model.to(target)  # type: ignore[arg-type]
+            if not isinstance(target, torch.dtype):
+                self.image_tokenizer.to(target)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder's weights lie."""
+        return self.model.device
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        num_images_per_prompt: int = 1,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        callback_on_step_end: Callback | None = None,
+        output_type: str = "pil",
+        batch_size: int = 32,
+    ) -> TextToImageOutput:
+        """Draw pictures.
+
+        Args:
+            prompt: one prompt or several; an empty one draws without a caption.
+            num_images_per_prompt: pictures of each prompt.
+            guidance_scale: s in u + s (c - u); 1 is off. None takes the bundle's default, as for the next three.
+            temperature: 0 takes the most likely code at each step.
+            top_k: keep only the k most likely codes; 0 keeps all.
+            top_p: keep the most likely codes up to this chance; 1 keeps all.
+            generator: one for each picture, which then depends on its own prompt and generator alone, whatever else is in
+                the batch; or one that all pictures read in turn; None reads torch's own.
+            callback_on_step_end: called as `callback(pipe, step, step, {"codes": codes so far (B, step + 1)})`.
+            output_type: "pil", "np" or "pt".
+            batch_size: pictures drawn at a time.
+
+        Raises:
+            ValueError: no prompt, one too long, or an option out of its range.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        config = with_options(
+            self.sampling, {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        )
+        if not prompts:
+            raise ValueError("no prompt was given: expected at least one")
+        for name, value in (("num_images_per_prompt", num_images_per_prompt), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type={output_type!r}: expected pil, np or pt")
+        captions = self.vocabulary.encode_captions([text for text in prompts for _ in range(num_images_per_prompt)])
+        check_length(self.model, captions, self.image_tokenizer.num_codes)
+        uniform_NT = self._uniform(len(captions), generator)
+        codes_NT = torch.cat(
+            [
+                self.draw_codes(captions[part], config, uniform_NT[part], callback_on_step_end)
+                for part in _slices(len(captions), batch_size)
+            ]
+        )
+        return TextToImageOutput(_convert(self.decode(codes_NT, batch_size), output_type), codes_NT)
+
+    def draw_codes(
+        self, captions: Sequence[Sequence[int]], config: SamplingConfig, uniform_BT: Tensor, callback: Callback | None = None
+    ) -> Tensor:
+        """Codes (B, T) of one batch; row b reads the random numbers `uniform_BT[b]` in [0, 1)."""
+
+        def on_step(step: int, codes_BS: Tensor) -> None:
+            if callback is not None:
+                callback(self, step, step, {"codes": codes_BS})
+
+        num_codes = self.image_tokenizer.num_codes
+        return generate(self.model, self.vocabulary, captions, num_codes, config, uniform_BT, on_step if callback else None)
+
+    @torch.inference_mode()
+    def decode(self, codes_NT: Tensor, batch_size: int = 32) -> Tensor:
+        """Codes (N, T) to pictures (N, 3, S, S), float32 in [0, 1], on the CPU."""
+        parts = [self.image_tokenizer.decode(codes_NT[part]).float().cpu() for part in _slices(len(codes_NT), batch_size)]
+        return torch.cat(parts)
+
+    def _uniform(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+        """One row of T random numbers a picture."""
+        if generator is None or isinstance(generator, torch.Generator):
+            generators = [generator or torch.default_generator] * count
+        elif len(generator) == count:
+            generators = list(generator)
+        else:
+            raise ValueError(f"{len(generator)} generators for {count} pictures: expected one, or one a picture")
+        num_codes = self.image_tokenizer.num_codes
+        return torch.stack([torch.rand(num_codes, generator=each, device=each.device).cpu() for each in generators])
+
+
+def to_uint8(pixels: Tensor) -> np.ndarray:
+    """Pictures (N, 3, S, S) in [0, 1] to (N, S, S, 3) uint8, rounded."""
+    return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The named device, or the best one here: CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: a device that this machine has not.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}; try auto or cpu") from error
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The decoder's dtype; auto is bfloat16 on CUDA cards that have it and float32 elsewhere."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _convert(pixels: Tensor, output_type: str) -> Any:
+    if output_type == "pt":
+        return pixels
+    if output_type == "np":
+        return pixels.permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in to_uint8(pixels)]
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))

@@ -1,0 +1,1 @@
+"""Sampling codes from the decoder."""
