@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from ar_t2i.data.scenes.world import KINDS, Scene
+from ar_t2i.data.scenes.world import HELD_OUT, KINDS, Scene
 
 PLACE_PHRASES: dict[str, tuple[str, ...]] = {
-    "grass": ("on the grass", "in a meadow"),
+    "grass": ("in a meadow", "on the grass"),
     "sea": ("by the sea", "on the beach"),
     "desert": ("in the desert",),
     "snow": ("in the snow",),
@@ -43,13 +43,14 @@ def noun_phrase(count: int, kind: str, color: str | None, size: str | None = Non
 
 
 def _said_objects(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Choose which colours and sizes to say; of two of a kind both colours are said."""
+    """Choose which colours and sizes to say; those of two of a kind and of held-out pairs are always said."""
     groups = scene.things[:1] if scene.layout == "several" else scene.things
     count = len(scene.things) if scene.layout == "several" else 1
     twins = len(groups) == 2 and groups[0].kind == groups[1].kind
     said = []
     for thing in groups:
-        color = thing.color if twins or rng.random() < 0.85 else None
+        spoken = rng.random() < 0.85 or twins or (thing.color, thing.kind) in HELD_OUT
+        color = thing.color if spoken else None
         said.append({"count": count, "kind": thing.kind, "color": color, "size": None})
     if scene.size_word in ("small", "big") and rng.random() < 0.6:
         said[0]["size"] = scene.size_word
@@ -80,6 +81,13 @@ def _sentence(core: str, place: str | None, count: int, rng: np.random.Generator
     return f"{core} {place}" if place else core
 
 
+def _place_phrase(scene: Scene, rng: np.random.Generator) -> str | None:
+    """Choose how to say the place, or not to say it; what floats is not said to be on the grass or the beach."""
+    floating = any(KINDS[thing.kind].floats for thing in scene.things)
+    options = [p for p in PLACE_PHRASES.get(scene.place, ()) if not (floating and p.startswith("on "))]
+    return options[int(rng.integers(len(options)))] if options and rng.random() < 0.9 else None
+
+
 def caption(scene: Scene, rng: np.random.Generator) -> Caption:
     """Say a scene in one of many ways.
 
@@ -87,14 +95,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> Caption:
     """
     objects = _said_objects(scene, rng)
     phrases = [noun_phrase(said["count"], said["kind"], said["color"], said["size"]) for said in objects]
-    options = PLACE_PHRASES.get(scene.place)
-    place = options[int(rng.integers(len(options)))] if options and rng.random() < 0.9 else None
+    place = _place_phrase(scene, rng)
     relations: list[tuple[int, str, int]] = []
     form = rng.random()
     if form < 0.15:
-        short = [
-            noun_phrase(said["count"], said["kind"], said["color"], said["size"], article=False) for said in objects
-        ]
+        objects = [objects[index] for index in rng.permutation(len(objects))]
+        short = [noun_phrase(said["count"], said["kind"], said["color"], said["size"], False) for said in objects]
         text = ", ".join((*short, place) if place else short)
     elif len(phrases) == 1:
         text = _sentence(phrases[0], place, objects[0]["count"], rng)

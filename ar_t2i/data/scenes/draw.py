@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from ar_t2i.data.scenes.pen import SUPERSAMPLE, Pen
 from ar_t2i.data.scenes.places import SIZE, background
-from ar_t2i.data.scenes.world import KINDS, Scene, Thing
+from ar_t2i.data.scenes.world import FOOT, KINDS, Scene, Thing
 
 
 @functools.lru_cache(maxsize=2048)
@@ -26,9 +26,9 @@ def _sprite(thing: Thing) -> Image.Image:
 
 
 @functools.cache
-def _shadow(size: int) -> Image.Image:
+def _shadow(kind: str, size: int) -> Image.Image:
     """Draw the soft shadow under an object of `size` pixels: its cover (L)."""
-    width, height = round(size * 0.84), round(size * 0.14)
+    width, height = round(KINDS[kind].shadow * size / 100), round(size * 0.14)
     cover = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE))
     ImageDraw.Draw(cover).ellipse((0, 0, width * SUPERSAMPLE - 1, height * SUPERSAMPLE - 1), fill=44)
     return cover.reduce(SUPERSAMPLE)
@@ -46,9 +46,13 @@ def draw(scene: Scene) -> Image.Image:
     picture = background(scene.place).copy()
     for index, thing in enumerate(scene.things):
         if _stands(scene, index):
-            shadow = _shadow(thing.size)
-            x = thing.left + (thing.size - shadow.width) // 2
-            picture.paste((30, 24, 60), (x, thing.top + round(0.965 * thing.size) - shadow.height // 2), shadow)
+            shadow = _shadow(thing.kind, thing.size)
+            foot = (100 - KINDS[thing.kind].foot if thing.mirrored else KINDS[thing.kind].foot) * thing.size / 100
+            corner = (
+                round(thing.left + foot - shadow.width / 2),
+                round(thing.top + FOOT * thing.size - shadow.height / 2),
+            )
+            picture.paste((30, 24, 60), corner, shadow)
     for thing in scene.things:
         sprite = _sprite(thing)
         picture.paste(sprite, (thing.left, thing.top), sprite)

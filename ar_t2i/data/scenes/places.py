@@ -154,8 +154,8 @@ def _sunset(canvas: _Canvas) -> None:
         rounded(((18, 52), (88, 52), (88, 60), (18, 60)), 4),
         rounded(((168, 76), (238, 76), (238, 84), (168, 84)), 4),
     )
-    canvas.ground((168, 120, 152), 156, 8, 1, 0.9)
-    canvas.ground((148, 104, 142), 174, 5, 1, 3.6)
+    canvas.ground((214, 150, 148), 156, 8, 1, 0.9)
+    canvas.ground((198, 132, 138), 174, 5, 1, 3.6)
 
 
 def _underwater(canvas: _Canvas) -> None:

@@ -6,11 +6,9 @@ import numpy as np
 
 from ar_t2i.data.scenes.pen import COLORS
 from ar_t2i.data.scenes.places import PLACES, SIZE
-from ar_t2i.data.scenes.world import HELD_OUT, KINDS, SINGLE_SIZES, SPLITS, Scene, Thing
+from ar_t2i.data.scenes.world import FOOT, HELD_OUT, KINDS, SINGLE_SIZES, SPLITS, Scene, Thing
 
 MARGIN = 3
-FOOT = 0.965
-"""Height of the point that a thing stands on, in its square."""
 
 
 class _Lot:

@@ -14,6 +14,10 @@ SPLITS = ("train", "validation", "heldout")
 SINGLE_SIZES = {"small": 84, "medium": 116, "big": 148}
 
 
+FOOT = 0.965
+"""Height of the point that a thing stands on, as a share of its square."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """A kind of object; x and y lie in the 100 x 100 square in which `paint` draws it."""
@@ -30,6 +34,8 @@ class Kind:
     """Whether it can be on another object."""
     foot: float = 50
     """x of the point it stands on."""
+    shadow: float = 84
+    """Width of its shadow on the ground."""
     seat: tuple[float, float] | None = None
     """Where another object can stand on it; None where none can."""
 
@@ -54,7 +60,7 @@ KINDS: dict[str, Kind] = {
     "star": Kind(paint=things.star, plural="stars", rises=True, floats=True, perches=True),
     "balloon": Kind(paint=things.balloon, plural="balloons", rises=True, floats=True),
     "umbrella": Kind(paint=things.umbrella, plural="umbrellas", rises=True),
-    "flag": Kind(paint=things.flag, plural="flags", perches=True, foot=18),
+    "flag": Kind(paint=things.flag, plural="flags", perches=True, foot=18, shadow=34),
 }
 
 HELD_OUT: frozenset[tuple[str, str]] = frozenset(
