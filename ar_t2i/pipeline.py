@@ -76,7 +76,7 @@ class TextToImagePipeline:
         """Draw pictures.
 
         Args:
-            prompt: one prompt or several; an empty one draws without a caption.
+            prompt: one prompt or several.
             num_images_per_prompt: pictures of each prompt.
             guidance_scale: s in u + s (c - u); 1 is off. None takes the bundle's default, as for the next three.
             temperature: 0 takes the most likely code at each step.
@@ -95,8 +95,8 @@ class TextToImagePipeline:
         config = with_options(
             self.sampling, {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         )
-        if not prompts:
-            raise ValueError("no prompt was given: expected at least one")
+        if not prompts or not all(text.strip() for text in prompts):
+            raise ValueError("the prompt is empty: expected some words; guidance_scale 0 draws without a caption")
         for name, value in (("num_images_per_prompt", num_images_per_prompt), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
@@ -146,27 +146,6 @@ class TextToImagePipeline:
 def to_uint8(pixels: Tensor) -> np.ndarray:
     """Pictures (N, 3, S, S) in [0, 1] to (N, S, S, 3) uint8, rounded."""
     return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The named device, or the best one here: CUDA, then MPS, then the CPU.
-
-    Raises:
-        ValueError: a device that this machine has not.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}; try auto or cpu") from error
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The decoder's dtype; auto is bfloat16 on CUDA cards that have it and float32 elsewhere."""
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def _convert(pixels: Tensor, output_type: str) -> Any:

@@ -1,0 +1,174 @@
+"""The verb `infer`: prompts in, PNG files out."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from ar_t2i import __version__
+from ar_t2i.device import has_fast_bf16, pick_device
+from ar_t2i.hub import shipped_bundle, with_options
+from ar_t2i.pipeline import TextToImagePipeline
+from ar_t2i.training.samples import make_grid
+
+METADATA = "ar_t2i"
+"""Name of the PNG text chunk that holds prompt, seed and settings as json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """Draw pictures of prompts. Guidance is u + s (c - u): 1 turns it off."""
+
+    prompt: tuple[str, ...] = ()
+    """What to draw; several prompts give a picture each."""
+    prompts_file: str = ""
+    """Text file with a prompt a line, drawn after those given directly."""
+    num_images: int = 1
+    """Pictures of each prompt."""
+    seed: int = 0
+    """Seed of each prompt's first picture; the next have seed + 1, seed + 2, ..."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance s in u + s (c - u); 1 is off (default: the bundle's own)."""
+    temperature: float | None = None
+    """Divides the logits; 0 takes the most likely code (default: the bundle's own)."""
+    top_k: int | None = None
+    """Keep only the k most likely codes; 0 keeps all (default: the bundle's own)."""
+    top_p: float | None = None
+    """Keep the most likely codes until their chances add up to this; 1 keeps all (default: the bundle's own)."""
+    out: str = "out"
+    """Folder for the pictures."""
+    bundle: str = ""
+    """Bundle, a folder or Hub id (default: the one that comes with the package)."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the best there is."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the decoder; auto is bf16 on CUDA cards that have it, fp32 elsewhere."""
+    batch_size: int = 32
+    """Pictures drawn at a time."""
+    grid: bool = False
+    """Also write all pictures as one, a row for each prompt."""
+    json: bool = False
+    """Print a json object instead of text, for programs."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.num_images < 1:
+            raise ValueError(f"num_images={self.num_images}: expected at least 1")
+        if not 0 <= self.seed < 2**63 - self.num_images:
+            raise ValueError(f"seed={self.seed}: expected 0 to {2**63 - 1 - self.num_images}")
+
+
+def infer(config: InferConfig) -> list[Path]:
+    """Draw the prompts and write the pictures; returns their paths, prompts in order.
+
+    Raises:
+        ValueError: no prompt, a bundle that cannot be loaded, an option out of range, a folder that cannot be written.
+    """
+    clock = _Clock()
+    prompts = _prompts(config)
+    out = _writable(Path(config.out))
+    with clock("load"):
+        bundle = config.bundle or shipped_bundle()
+        pipeline = TextToImagePipeline.from_pretrained(bundle)
+        device = pick_device(config.device)
+        bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device.type == "cuda" and has_fast_bf16(device))
+        pipeline.to(device).to(torch.bfloat16 if bf16 else torch.float32)
+    options = {name: getattr(config, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
+    settings = asdict(with_options(pipeline.sampling, options))
+    seeds = [config.seed + number for _ in prompts for number in range(config.num_images)]
+    with clock("draw"):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        output = pipeline(prompts, config.num_images, **settings, generator=generators, batch_size=config.batch_size)
+    with clock("write"):
+        labels = [prompt for prompt in prompts for _ in range(config.num_images)]
+        facts = [
+            {"prompt": prompt, "seed": seed, **settings, "bundle": str(config.bundle or "shipped"), "version": __version__}
+            for prompt, seed in zip(labels, seeds, strict=True)
+        ]
+        paths = [_save(image, out, about) for image, about in zip(output.images, facts, strict=True)]
+        grid = out / "grid.png" if config.grid else None
+        if grid:
+            make_grid(output.images, columns=config.num_images).save(grid)
+    _report(config, facts, paths, grid, settings, clock.seconds)
+    return paths
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Prompt, seed and settings of a picture that `infer` wrote; empty if there are none."""
+    with Image.open(path) as image:
+        return json.loads(image.info.get(METADATA, "{}"))
+
+
+def _prompts(config: InferConfig) -> list[str]:
+    prompts = list(config.prompt)
+    if config.prompts_file:
+        try:
+            lines = Path(config.prompts_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read prompts_file={config.prompts_file!r}: {error}") from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError('no prompt was given: expected one such as "bird on a tree", or --prompts-file')
+    return prompts
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".ar-t2i-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write pictures to {str(folder)!r}: {error.strerror}; give another --out") from error
+    return folder
+
+
+def _save(image: Image.Image, out: Path, about: dict[str, Any]) -> Path:
+    """Write a PNG; one of other settings under the same name is kept, this one gets a number."""
+    stem = re.sub(r"[^a-z0-9]+", "-", about["prompt"].lower()).strip("-")[:60] or "picture"
+    path, number = out / f"{stem}-{about['seed']}.png", 1
+    while path.exists() and read_metadata(path) != about:
+        number += 1
+        path = out / f"{stem}-{about['seed']}-{number}.png"
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(METADATA, json.dumps(about, ensure_ascii=False))
+    image.save(path, pnginfo=info)
+    return path
+
+
+def _report(
+    config: InferConfig, facts: list[dict[str, Any]], paths: list[Path], grid: Path | None, settings: dict[str, Any], seconds: dict[str, float]
+) -> None:
+    if config.json:
+        images = [{"prompt": about["prompt"], "seed": about["seed"], "path": str(path)} for about, path in zip(facts, paths, strict=True)]
+        result = {"images": images, "grid": str(grid) if grid else None, "settings": settings, "seconds": seconds}
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    for about, path in zip(facts, paths, strict=True):
+        print(f"{path}  \"{about['prompt']}\", seed {about['seed']}")
+    if grid:
+        print(grid)
+    stages = ", ".join(f"{stage} {taken:.2f} s" for stage, taken in seconds.items())
+    count = len(paths)
+    print(f"{count} picture{'s' if count > 1 else ''}: {stages}", file=sys.stderr)
+
+
+class _Clock:
+    """Seconds of named stages."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - start, 3)

@@ -1,0 +1,273 @@
+"""Training the decoder: a tokenized dataset in, a bundle out."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ar_t2i.config import to_yaml
+from ar_t2i.data.batching import Batch, BatchStream, collate
+from ar_t2i.data.dataset import TokenizedDataset, load_rows
+from ar_t2i.hub import Bundle, resolve, save_bundle
+from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from ar_t2i.model.build import ModelConfig, add_residual_dropout, build_model, check_head, load_vocabulary_for
+from ar_t2i.model.loss import DecoderWithLoss
+from ar_t2i.pipeline import TextToImagePipeline
+from ar_t2i.sequence import sequence_length
+from ar_t2i.training.loop import LoopConfig, make_accelerator, train
+from ar_t2i.training.optim import OptimConfig
+from ar_t2i.training.samples import SamplesConfig, draw_samples, write_table
+from ar_t2i.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The tokenized dataset and how it is read."""
+
+    dataset: str
+    """Tokenized dataset: a folder that `preprocess` wrote, a parquet file or a Hub id."""
+    train_split: str = "train"
+    """Split to train on."""
+    validation_split: str = "validation"
+    """Split to validate on; empty for none."""
+    validation_rows: int = 2000
+    """Rows of the validation split that are used."""
+    limit: int = 0
+    """Train on the first rows only; 0 takes all."""
+    batch_size: int = 64
+    """Rows in a micro-batch of one process."""
+    max_caption_length: int = 96
+    """Ids of a caption that are kept; the rest is cut, and the number of cut captions printed."""
+    caption_dropout: float = 0.1
+    """Chance that an example has no caption, which guidance needs."""
+    bpe_dropout: float = 0.0
+    """Chance that a merge of the caption's BPE is skipped (arXiv 1910.13267)."""
+    workers: int = 1
+    """Processes that build batches ahead; 0 builds them between steps."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("caption_dropout", "bpe_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name}={getattr(self, name)}: expected 0 to 1")
+        for name, low in (("batch_size", 1), ("max_caption_length", 1), ("workers", 0), ("limit", 0), ("validation_rows", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"data.{name}={getattr(self, name)}: expected at least {low}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run of the decoder's training."""
+
+    output: str
+    """Folder of the run: checkpoints, bundle, metrics, samples."""
+    image_tokenizer: str
+    """Image tokenizer that made the codes, a folder or Hub id; it draws the samples and goes into the bundle."""
+    vocabulary: str = ""
+    """Vocabulary, a folder; empty takes the one of model.init_from."""
+    seed: int = 0
+    """Seed of weights, data order and dropout."""
+    text_weight: float = 0.1
+    """Weight of the text loss beside the image loss; 0 leaves it out."""
+    z_weight: float = 1e-5
+    """Weight of the squared log of the softmax's denominator at image targets (z-loss, arXiv 2204.02311)."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
+    data: DataConfig
+    """The data."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The decoder."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """Length and rhythm."""
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    """Pictures drawn on the way."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("text_weight", "z_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+
+
+class DecoderTask:
+    """The decoder on a tokenized dataset, for `ar_t2i.training.loop`."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator):
+        self.config, self.output = config, Path(config.output)
+        self.vocabulary = load_vocabulary_for(config.model, config.vocabulary)
+        self.image_tokenizer = load_image_tokenizer(resolve(config.image_tokenizer))
+        _check_same_tokenizer(config.data.dataset, self.image_tokenizer)
+        with accelerator.main_process_first():
+            self.rows = self._dataset(config.data.train_split, config.data.limit, dropout=True)
+            has_validation = bool(config.data.validation_split)
+            self.validation = (
+                self._dataset(config.data.validation_split, config.data.validation_rows, dropout=False) if has_validation else None
+            )
+        if self.rows.truncated:
+            accelerator.print(f"{self.rows.truncated:,} of {len(self.rows):,} captions are cut to {config.data.max_caption_length} ids")
+        model = build_model(config.model, self.vocabulary, config.seed)
+        check_head(model)
+        add_residual_dropout(model, config.model.dropout)
+        longest = sequence_length(config.data.max_caption_length, self.rows.num_codes)
+        if longest > model.config.max_position_embeddings:
+            raise ValueError(
+                f"data.max_caption_length={config.data.max_caption_length} makes sequences of {longest} ids, the model has "
+                f"{model.config.max_position_embeddings} positions: lower it, or raise model.max_positions"
+            )
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.module, self.trained = DecoderWithLoss(model.train(), self.vocabulary), model
+        self.no_decay = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+        self.stream = BatchStream(
+            self.rows, config.data.batch_size, config.loop.gradient_accumulation_steps,
+            accelerator.process_index, accelerator.num_processes, config.seed,
+        )  # fmt: skip
+        self.lines = {"image_loss_chance": math.log(self.vocabulary.codebook_size), "image_loss_unigram": self.rows.code_entropy()}
+        self.facts = {
+            "vocabulary": self.vocabulary.fingerprint, "rows": len(self.rows), "seed": config.seed,
+            "batch_size": config.data.batch_size, "processes": accelerator.num_processes,
+            "accumulation": config.loop.gradient_accumulation_steps, "steps": config.loop.steps,
+        }  # fmt: skip
+
+    def _dataset(self, split: str, limit: int, dropout: bool) -> TokenizedDataset:
+        data = self.config.data
+        return TokenizedDataset(
+            load_rows(data.dataset, split, limit),
+            self.vocabulary,
+            max_caption_length=data.max_caption_length,
+            num_codes=self.image_tokenizer.num_codes,
+            caption_dropout=data.caption_dropout if dropout else 0.0,
+            bpe_dropout=data.bpe_dropout if dropout else 0.0,
+            seed=self.config.seed,
+        )
+
+    def read(self, start: int, stop: int) -> Iterator[Batch]:
+        """Micro-batches start .. stop - 1 of this process."""
+        return self.stream.read(start, stop, self.config.data.workers)
+
+    def count(self, batch: Batch) -> Tensor:
+        """Numbers of image targets, text targets, pictures and ids."""
+        image, text = self.module.count_targets(batch["labels"])
+        return torch.stack([image, text, image.new_tensor(len(batch["labels"])), (batch["labels"] >= 0).sum()])
+
+    def loss(self, sums: dict[str, Tensor], counts: Tensor) -> Tensor:
+        """Mean image loss, plus the weighted mean text loss and z-loss, over the targets of the whole step."""
+        image_count, text_count = counts[0].clamp_min(1), counts[1].clamp_min(1)
+        text = self.config.text_weight * sums["text"] / text_count
+        return sums["image"] / image_count + text + self.config.z_weight * sums["z"] / image_count
+
+    def metrics(self, sums: dict[str, Tensor], counts: Tensor) -> dict[str, float]:
+        """Losses apart, the lines they are to be read against, and the numbers that rates are made of."""
+        image_count, text_count, pictures, ids = counts.tolist()
+        losses = {"image_loss": float(sums["image"]) / image_count, "text_loss": float(sums["text"]) / max(1, text_count)}
+        return {**losses, **self.lines, "n_tokens": ids, "n_pictures": pictures}
+
+    @torch.no_grad()
+    def evaluate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """Mean losses on the validation rows, shared out over the processes."""
+        if self.validation is None:
+            return {}
+        judge = DecoderWithLoss(module, self.vocabulary).to(accelerator.device)  # type: ignore[arg-type]
+        totals = torch.zeros(4, dtype=torch.float64, device="cpu")
+        size = self.config.data.batch_size
+        order = self.validation.lengths.argsort(kind="stable")[accelerator.process_index :: accelerator.num_processes]
+        for start in range(0, len(order), size):
+            batch = collate([self.validation.sequence(int(row)) for row in order[start : start + size]], self.vocabulary.pad_id)
+            with accelerator.autocast():
+                sums = judge(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
+            counts = judge.count_targets(batch["labels"].to(accelerator.device))
+            totals += torch.stack([sums["image"], sums["text"], *counts]).double().cpu()
+        image, text, image_count, text_count = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()  # type: ignore[union-attr]
+        return {"validation_image_loss": image / image_count, "validation_text_loss": text / max(1.0, text_count)}
+
+    def draw(self, trained: nn.Module, step: int) -> None:
+        """The pictures of samples.md, at the steps that the config asks for."""
+        samples, last = self.config.samples, step == self.config.loop.steps
+        if samples.prompts and (last or (samples.every and step % samples.every == 0)):
+            was_training = trained.training
+            bundle = Bundle(trained.eval(), self.vocabulary, self.image_tokenizer, samples.sampling)  # type: ignore[arg-type]
+            self.image_tokenizer.to(next(trained.parameters()).device)
+            draw_samples(TextToImagePipeline(bundle), samples, self.output / "samples" / f"step-{step:06d}")
+            write_table(self.output, samples.prompts)
+            trained.train(was_training)
+
+    def export(self, trained: nn.Module) -> None:
+        """The bundle, with the averaged weights."""
+        card = _CARD.format(name=self.output.name, rows=len(self.rows), dataset=self.config.data.dataset, yaml=to_yaml(self.config))
+        samples = self.config.samples.sampling
+        save_bundle(self.output / "bundle", trained, self.vocabulary, self.image_tokenizer, samples, card)  # type: ignore[arg-type]
+
+
+def train_decoder(config: TrainConfig, resume: str = "") -> Path:
+    """Train the decoder; returns the folder of the finished bundle.
+
+    Args:
+        config: the run.
+        resume: "" starts anew, "auto" goes on from the newest checkpoint in `config.output`, else a checkpoint's folder.
+
+    Raises:
+        ValueError: something in the config, the data or the checkpoint does not fit; nothing has been written then.
+    """
+    output = Path(config.output)
+    if not resume and (output / "metrics.jsonl").exists():
+        raise ValueError(f"output={config.output!r} holds a run already: pass --resume to go on, or give another output")
+    accelerator = make_accelerator(config.loop, output)
+    task = DecoderTask(config, accelerator)
+    if accelerator.is_main_process:
+        _make_output(output, config)
+    accelerator.wait_for_everyone()
+    train(task, config.loop, config.optim, accelerator, output, resume, config.seed)
+    accelerator.print(f"bundle: {output / 'bundle'}   samples: {output / 'samples.md'}")
+    return output / "bundle"
+
+
+def _make_output(output: Path, config: TrainConfig) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write output={str(output)!r}: {error.strerror}; give another folder") from error
+
+
+def _check_same_tokenizer(dataset: str, image_tokenizer: ImageTokenizer) -> None:
+    manifest = Path(dataset) / "manifest.json"
+    if not manifest.is_file():
+        return
+    made_with: Any = json.loads(manifest.read_text(encoding="utf-8")).get("image_tokenizer", {})
+    fingerprint = made_with.get("fingerprint") if isinstance(made_with, dict) else made_with
+    if fingerprint and fingerprint != image_tokenizer.fingerprint:
+        raise ValueError(
+            f"the dataset {dataset} was made with another image tokenizer (fingerprint {fingerprint[:12]}, "
+            f"this one {image_tokenizer.fingerprint[:12]}): give that one"
+        )
+
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-to-image
+---
+
+# {name}
+
+An autoregressive text-to-image model over 1D image tokens, trained on {rows:,} captioned pictures of `{dataset}`.
+
+```python
+from ar_t2i import TextToImagePipeline
+
+pipe = TextToImagePipeline.from_pretrained("path/to/this/folder")
+pipe("bird on a tree").images[0].save("bird.png")
+```
+
+The configuration of the run:
+
+```yaml
+{yaml}```
+"""

@@ -1,0 +1,255 @@
+"""The training loop, for whatever is trained: a `Task` says what a step's loss is, this says when what happens."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ar_t2i.device import has_fast_bf16, pick_device
+from ar_t2i.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from ar_t2i.training.optim import Ema, OptimConfig, lr_at, make_optimizer
+from ar_t2i.training.trackers import Metrics
+
+Batch = dict[str, Tensor]
+Sums = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Length and rhythm of a run."""
+
+    steps: int = 2000
+    """Optimizer steps."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches of each process in a step."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass; auto is bf16 where the machine computes it fast. Weights are kept in float32."""
+    compile: bool = False
+    """Run the forward pass through torch.compile."""
+    log_every: int = 10
+    """Steps between records in metrics.jsonl and the trackers."""
+    evaluate_every: int = 250
+    """Steps between validations; 0 validates at the end alone."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; 0 writes one at the end alone."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Trackers by accelerate's names: tensorboard, wandb, trackio, ..."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("steps", "gradient_accumulation_steps", "log_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"loop.{name}={getattr(self, name)}: expected at least 1")
+        for name in ("evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loop.{name}={getattr(self, name)}: expected 0 or more")
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    module: nn.Module
+    """Its forward takes a batch and returns sums over targets; it is what gets wrapped for many processes."""
+    trained: nn.Module
+    """The part whose weights are saved and averaged."""
+    no_decay: Sequence[nn.Parameter]
+    """Parameters without weight decay."""
+    facts: dict[str, Any]
+    """What must stay equal when a run is resumed."""
+
+    def read(self, start: int, stop: int) -> Iterator[Batch]:
+        """Micro-batches start .. stop - 1 of this process."""
+        ...
+
+    def count(self, batch: Batch) -> Tensor:
+        """Numbers of targets in a batch, a vector that adds up over batches."""
+        ...
+
+    def loss(self, sums: Sums, counts: Tensor) -> Tensor:
+        """The loss of one micro-batch, normalised by the counts of the whole step over all processes."""
+        ...
+
+    def metrics(self, sums: Sums, counts: Tensor) -> dict[str, float]:
+        """Values to log, from sums and counts over a whole step."""
+        ...
+
+    def evaluate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """Validation values of `module`, the averaged weights where they are kept."""
+        ...
+
+    def draw(self, trained: nn.Module, step: int) -> None:
+        """Draw samples where `step` asks for them."""
+        ...
+
+    def export(self, trained: nn.Module) -> None:
+        """Write what the run is for."""
+        ...
+
+
+def train(task: Task, config: LoopConfig, optim: OptimConfig, accelerator: Accelerator, output: Path, resume: str, seed: int) -> None:
+    """Train until `config.steps`, starting anew or from a checkpoint.
+
+    Args:
+        task: what is trained.
+        config: length and rhythm.
+        optim: optimizer, schedule and moving average.
+        accelerator: made by `make_accelerator`.
+        output: folder of the run.
+        resume: "" starts anew, "auto" takes the newest checkpoint in `output` if there is one, else a checkpoint's folder.
+        seed: of dropout.
+
+    Raises:
+        ValueError: a checkpoint that does not fit, or a loss that is not finite.
+    """
+    optimizer = make_optimizer(task.trained, optim, task.no_decay)
+    ema = Ema(task.trained, optim.ema_decay) if optim.ema_decay else None
+    averaged = ema.module if ema else task.trained
+    module = torch.compile(task.module, dynamic=True) if config.compile else task.module
+    module, optimizer = accelerator.prepare(module, optimizer)
+    averaged.to(accelerator.device)
+    step = _resume(task, resume, output, optimizer, ema, accelerator)
+    metrics = Metrics(accelerator, output, task.facts, step)
+    accumulation = config.gradient_accumulation_steps
+    batches = task.read(step * accumulation, config.steps * accumulation)
+    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process, mininterval=1)
+    meter = _Meter()
+    while step < config.steps:
+        seed_step(seed, step, accelerator.process_index)
+        lr = lr_at(step, config.steps, optim)
+        values = train_step(task, module, [next(batches) for _ in range(accumulation)], optimizer, lr, optim.clip_norm, accelerator)
+        if ema:
+            ema.update(task.trained, step)
+        step += 1
+        bar.update()
+        meter.add(values)
+        if step % config.log_every == 0 or step == config.steps:
+            metrics.log(step, {**meter.read(), "lr": lr})
+            bar.set_postfix_str(f"loss {values['loss']:.3f}")
+        if _due(step, config.evaluate_every, config.steps):
+            found = task.evaluate(averaged, accelerator)
+            metrics.log(step, found)
+            metrics.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        if accelerator.is_main_process:
+            task.draw(averaged, step)
+            if _due(step, config.checkpoint_every, config.steps):
+                state = Checkpoint(step, task.facts)
+                save_checkpoint(
+                    output / "checkpoints", state, task.trained, ema.module if ema else None, optimizer, config.keep_checkpoints
+                )
+                task.export(averaged)
+        meter.restart()
+    bar.close()
+    accelerator.end_training()
+
+
+def train_step(
+    task: Task, module: nn.Module, batches: Sequence[Batch], optimizer: Any, lr: float, clip_norm: float, accelerator: Accelerator
+) -> dict[str, float]:
+    """One optimizer step over the micro-batches of this process; returns the step's values over all processes.
+
+    The loss of each micro-batch is divided by the targets of the whole step, all micro-batches and processes together, so how rows
+    are spread over them changes nothing. DDP averages gradients over processes, hence the factor.
+    """
+    batches = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in batches]
+    counts = accelerator.reduce(torch.stack([task.count(batch) for batch in batches]).sum(0), "sum")
+    assert isinstance(counts, Tensor)
+    total: Sums = {}
+    loss_sum = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(batches):
+        last = number == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(module):
+            sums = module(**batch)
+            loss = task.loss(sums, counts)
+            accelerator.backward(loss * accelerator.num_processes)
+        loss_sum += loss.detach()
+        total = {name: value.detach() + total.get(name, 0) for name, value in sums.items()}
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    norm = accelerator.clip_grad_norm_(task.trained.parameters(), clip_norm or float("inf"))
+    loss_sum = accelerator.reduce(loss_sum, "sum")
+    if not torch.isfinite(loss_sum):  # type: ignore[arg-type]
+        raise ValueError(f"the loss is {float(loss_sum)}: lower optim.lr, or resume from the checkpoint before")  # type: ignore[arg-type]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    total = {name: accelerator.reduce(value, "sum") for name, value in total.items()}  # type: ignore[misc]
+    return {"loss": float(loss_sum), **task.metrics(total, counts), "grad_norm": float(norm)}  # type: ignore[arg-type]
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's own generator, which dropout reads, from the step, so that a resumed run draws the same."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+
+
+def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
+    """The accelerator of a run.
+
+    Raises:
+        ValueError: a tracker that accelerate does not know or that is not installed.
+    """
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(pick_device()) else "fp32"
+    try:
+        return Accelerator(
+            mixed_precision="bf16" if precision == "bf16" else "no", log_with=list(config.trackers), project_dir=str(output)
+        )
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"loop.trackers={list(config.trackers)}, loop.precision={precision}: {error}") from error
+
+
+def _resume(
+    task: Task, resume: str, output: Path, optimizer: Any, ema: Ema | None, accelerator: Accelerator
+) -> int:
+    path = Path(resume)
+    if resume == "auto":
+        found = list_checkpoints(output / "checkpoints")
+        if not found:
+            return 0
+        path = found[-1]
+    elif not resume:
+        return 0
+    step = load_checkpoint(path, task.facts, task.trained, ema.module if ema else None, optimizer)
+    accelerator.print(f"resumed {path} at step {step}")
+    return step
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+class _Meter:
+    """Means of a step's values since the last record, and rates over the time spent in steps alone."""
+
+    def __init__(self) -> None:
+        self.values: list[dict[str, float]] = []
+        self.seconds, self.started = 0.0, time.perf_counter()
+
+    def add(self, values: dict[str, float]) -> None:
+        self.values.append(values)
+        self.seconds += time.perf_counter() - self.started
+        self.started = time.perf_counter()
+
+    def restart(self) -> None:
+        """Leave out the time since the last step: validation, drawing, writing."""
+        self.started = time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """Means, and for each count `n_x` the rate `x_per_second`; starts anew."""
+        record = {}
+        for name in self.values[0]:
+            total = sum(values[name] for values in self.values)
+            if name.startswith("n_"):
+                record[f"{name[2:]}_per_second"] = total / self.seconds
+            else:
+                record[name] = total / len(self.values)
+        self.values, self.seconds = [], 0.0
+        return record

@@ -1,0 +1,79 @@
+"""Pictures of fixed prompts at chosen steps, and the table "iteration x prompt" of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ar_t2i.pipeline import TextToImagePipeline
+from ar_t2i.sampling.logits import SamplingConfig
+
+FIVE_PROMPTS = (
+    "bird on a tree",
+    "hard rock artist performing music",
+    "a boat on the sea at sunset",
+    "portrait of a smiling woman",
+    "a house in the snow",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Pictures drawn while training."""
+
+    every: int = 500
+    """Draw after this many steps, and at the end; 0 draws at the end alone."""
+    prompts: tuple[str, ...] = FIVE_PROMPTS
+    """The prompts, a column of the table each."""
+    num_images: int = 4
+    """Pictures of each prompt, with seeds 0, 1, ..."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance, u + s (c - u); 1 is off. The bundle takes it as its default, and the next three too."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely code."""
+    top_k: int = 0
+    """Keep only the k most likely codes; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the most likely codes until their chances add up to this."""
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """As the sampler's options."""
+        return SamplingConfig(
+            guidance_scale=self.guidance_scale, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
+
+
+def draw_samples(pipeline: TextToImagePipeline, config: SamplesConfig, folder: Path) -> None:
+    """Draw every prompt and write one strip of pictures each, `folder/0.png`, `folder/1.png`, ..."""
+    count = config.num_images
+    generators = [torch.Generator().manual_seed(seed) for _ in config.prompts for seed in range(count)]
+    images = pipeline(list(config.prompts), num_images_per_prompt=count, generator=generators).images
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(len(config.prompts)):
+        make_grid(images[number * count : (number + 1) * count], columns=count).save(folder / f"{number}.png")
+
+
+def write_table(output: Path, prompts: Sequence[str]) -> None:
+    """Write samples.md: a row for each iteration that has pictures, a column for each prompt."""
+    folders = sorted((output / "samples").glob("step-*"))
+    lines = ["| iteration | " + " | ".join(prompts) + " |", "|---" * (len(prompts) + 1) + "|"]
+    for folder in folders:
+        cells = [f"![{prompt}](samples/{folder.name}/{number}.png)" for number, prompt in enumerate(prompts)]
+        lines.append(f"| {int(folder.name.removeprefix('step-')):,} | " + " | ".join(cells) + " |")
+    (output / "samples.md").write_text("# Samples\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def make_grid(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
+    """Pictures of one size in rows of `columns`, with a white gap between."""
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    columns = min(columns, len(images))
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for number, image in enumerate(images):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        grid[top : top + height, left : left + width] = np.asarray(image.convert("RGB"))
+    return Image.fromarray(grid)
