@@ -24,7 +24,7 @@ def bird(pen: Pen) -> None:
 
 def cat(pen: Pen) -> None:
     """Draw a sitting cat that looks at us, its tail curled up."""
-    pen.limb(pen.body, 9, (66, 90), (80, 89), (88, 80), (88, 68), (83, 60))
+    pen.limb(pen.body, 9, (66, 90), (74, 90.5), (81, 88), (86, 83), (88.5, 76), (88.5, 69), (86, 63), (82, 60))
     pen.shape(pen.body, blob((50, 48), (70, 60), (75, 82), (70, 95), (50, 96), (30, 95), (25, 82), (30, 60)))
     ears = [rounded(((25, 34), (24, 5), (46, 18)), 3), rounded(((75, 34), (76, 5), (54, 18)), 3)]
     pen.shape(pen.body, *ears, ellipse(50, 35, 29, 24))

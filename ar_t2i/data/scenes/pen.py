@@ -36,7 +36,8 @@ def mix(first: RGB, second: RGB, share: float) -> RGB:
 def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Points:
     """Ellipse about (x, y) with radii rx and ry, turned clockwise by `turn` degrees."""
     cosine, sine = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-    angles = [math.tau * step / 64 for step in range(64)]
+    steps = 32 + 2 * round(max(rx, ry))
+    angles = [math.tau * step / steps for step in range(steps)]
     flat = [(rx * math.cos(angle), ry * math.sin(angle)) for angle in angles]
     return [(x + dx * cosine - dy * sine, y + dx * sine + dy * cosine) for dx, dy in flat]
 
@@ -111,12 +112,12 @@ class Pen:
         return [(x * self._scale, y * self._scale) for x, y in points]
 
     def line(self, color: RGB, width: float, *points: tuple[float, float]) -> None:
-        """Draw a line with round ends and no outline."""
-        pixels, thick = self._pixels(list(points)), width * self._scale
-        joint = "curve" if len(points) < 16 else None
-        self._draw.line(pixels, fill=color, width=round(thick), joint=joint)
-        for x, y in (pixels[0], pixels[-1]):
-            self._draw.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), fill=color)
+        """Draw a line with round ends and corners and no outline."""
+        pixels, thick = self._pixels(list(points)), round(width * self._scale)
+        self._draw.line(pixels, fill=color, width=thick)
+        radius = (thick - 1) / 2
+        for x, y in pixels:
+            self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
 
     def limb(self, color: RGB, width: float, *points: tuple[float, float]) -> None:
         """Draw a line with round ends and an outline."""

@@ -56,6 +56,22 @@ class _Canvas:
         )
 
 
+def _crescent(x: float, y: float, radius: float, bite: float, shift: float, turn: float) -> Points:
+    """Circle about (x, y) less a circle of radius `bite`, `shift` away in the direction `turn` (radians)."""
+    outer = math.acos((radius**2 + shift**2 - bite**2) / (2 * radius * shift))
+    inner = math.acos((radius**2 - shift**2 - bite**2) / (2 * bite * shift))
+    edge_x, edge_y = x + shift * math.cos(turn), y + shift * math.sin(turn)
+    back = [
+        (x + radius * math.cos(a), y + radius * math.sin(a))
+        for a in np.linspace(turn + outer, turn + math.tau - outer, 60)
+    ]
+    front = [
+        (edge_x + bite * math.cos(a), edge_y + bite * math.sin(a))
+        for a in np.linspace(turn + math.tau - inner, turn + inner, 60)
+    ]
+    return back + front
+
+
 def _plain(canvas: _Canvas) -> None:
     canvas.ground((244, 232, 208), 170, 0, 0, 0)
 
@@ -111,9 +127,7 @@ def _snow(canvas: _Canvas) -> None:
 
 
 def _night(canvas: _Canvas) -> None:
-    outer = [(210 + 20 * math.cos(turn), 42 + 20 * math.sin(turn)) for turn in np.linspace(-1.9, 2.6, 40)]
-    inner = blob(outer[-1], (205, 53), (212, 43), (211, 32), outer[0], (204, 36), (198, 46))[: 16 * 4]
-    canvas.fill((255, 244, 196), [*outer, *inner])
+    canvas.fill((255, 244, 196), _crescent(210, 42, 20, 16, 11, 3.65))
     for x, y, radius in (
         (26, 34, 1.7),
         (60, 82, 1.4),

@@ -16,15 +16,15 @@ STEPS = [step / 16 for step in range(17)]
 
 def house(pen: Pen) -> None:
     """Draw a house: the walls have the colour; the roof is slate."""
-    pen.shape(SLATE, box(64, 8, 76, 34, 2))
-    pen.shape(pen.body, box(14, 38, 86, 97, 3))
-    pen.shape(SLATE, rounded(((26, 14), (74, 14), (97, 46), (3, 46)), 5))
+    pen.shape(SLATE, box(64, 8, 76, 30, 2))
+    pen.shape(pen.body, box(12, 32, 88, 97, 3))
+    pen.shape(SLATE, rounded(((27, 14), (73, 14), (96, 37), (4, 37)), 5))
     pen.shape(WOOD, rounded(((42, 97), (42, 66), (50, 60), (58, 66), (58, 97)), 4))
     pen.mark(LAMP, ellipse(54, 81, 1.8, 1.8))
-    for x in (20, 64):
-        pen.shape(LAMP, box(x, 58, x + 16, 76, 2))
-        pen.line(pen.ink, 2, (x + 8, 58), (x + 8, 76))
-        pen.line(pen.ink, 2, (x, 67), (x + 16, 67))
+    for x in (20, 65):
+        pen.shape(LAMP, box(x, 51, x + 15, 67, 2))
+        pen.line(pen.ink, 2, (x + 7.5, 51), (x + 7.5, 67))
+        pen.line(pen.ink, 2, (x, 59), (x + 15, 59))
 
 
 def car(pen: Pen) -> None:

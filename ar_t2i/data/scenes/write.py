@@ -106,9 +106,13 @@ def _members(config: ScenesConfig, index: int) -> Iterator[tuple[str, bytes]]:
     yield f"{index:09d}.json", json.dumps(facts, separators=(",", ":")).encode()
 
 
+def _shard_path(config: ScenesConfig, number: int) -> Path:
+    return Path(config.out) / f"scenes-{config.split}-{number:04d}.tar"
+
+
 def _write_shard(config: ScenesConfig, number: int) -> Path:
     """Write one shard under a temporary name and rename it when it is whole."""
-    path = Path(config.out) / f"scenes-{config.split}-{number:04d}.tar"
+    path = _shard_path(config, number)
     partial = path.with_suffix(f".tar.{os.getpid()}.partial")
     first = number * config.shard_size
     try:
@@ -139,7 +143,8 @@ def write_shards(
     (the truth). It is written under a temporary name and renamed when whole; the same options give the same bytes.
 
     Raises:
-        ValueError: an argument is out of range, or the folder cannot be made or written to.
+        ValueError: an argument is out of range, the folder cannot be made or written to, or it holds shards of an
+            earlier run that this one would leave there.
     """
     config = ScenesConfig(
         out=out,
@@ -157,6 +162,9 @@ def write_shards(
     if not os.access(out, os.W_OK | os.X_OK):
         raise ValueError(f"cannot write to the folder {out}; choose another one or change its permissions")
     numbers = range(-(-count // shard_size))
+    strangers = set(Path(out).glob(f"scenes-{split}-*.tar")) - {_shard_path(config, number) for number in numbers}
+    if strangers:
+        raise ValueError(f"{out} holds {min(strangers).name} of an earlier, larger run; choose an empty folder")
     if workers == 1 or len(numbers) == 1:
         return [_write_shard(config, number) for number in numbers]
     with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=get_context("spawn")) as pool:
