@@ -3,13 +3,12 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@runtime_checkable
 class ImageTokenizer(Protocol):
     """What an image tokenizer offers; `ar_t2i.slots` and `ar_t2i.titok` are its two makers."""
 
@@ -52,9 +51,6 @@ def load_image_tokenizer(directory: str | Path) -> ImageTokenizer:
     Raises:
         ValueError: no such folder, no config.json, or weights that do not fit the config.
     """
-    from ar_t2i.slots import SlotTokenizer
-    from ar_t2i.titok import TiTok
-
     config_file = Path(directory) / "config.json"
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -65,8 +61,13 @@ def load_image_tokenizer(directory: str | Path) -> ImageTokenizer:
         ) from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{config_file} is not valid json: {error}") from error
-    maker = SlotTokenizer if config.get("model_type") == "slots" else TiTok
-    return maker.from_pretrained(directory).eval()
+    if config.get("model_type") == "slots":
+        from ar_t2i.slots import SlotTokenizer
+
+        return SlotTokenizer.from_pretrained(directory).eval()
+    from ar_t2i.titok import TiTok
+
+    return TiTok.from_pretrained(directory).eval()
 
 
 def fingerprint_of(config: dict, state: "dict[str, Tensor]") -> str:

@@ -1,8 +1,8 @@
 """Which rows stand in which batch, as a pure function of seed and position, and how a batch is laid out.
 
 Each epoch is a seeded permutation of the rows, dealt to the processes in turn. A process takes the rows of `POOL` micro-batches at
-a time, builds their sequences, sorts them by length, cuts them into micro-batches and shuffles these: so rows of like length stand
-together and little is padding, dropout of captions and merges included. Every row comes at least once an epoch; the last batches
+a time, never of two epochs, builds their sequences, sorts them by length, cuts them into micro-batches and shuffles these: so rows of
+like length stand together and little is padding, dropout of captions and merges included. Every row comes at least once an epoch; the last batches
 are filled up from the epoch's start. Nothing is kept between steps, so a resumed run goes on exactly where it stopped.
 
     input_ids   a  red  bird  SOI  c0 ... c31  EOI  pad  pad
@@ -58,21 +58,25 @@ class BatchStream(torch.utils.data.Dataset):
         return self._rows
 
     def __getitem__(self, pool: int) -> list[Batch]:
-        """The micro-batches of pool `pool`."""
-        numbers = [divmod(number, self.batches_per_epoch) for number in range(pool * POOL, (pool + 1) * POOL)]
-        sequences = [
-            self.dataset.sequence(int(row), epoch) for epoch, number in numbers for row in self.rows(epoch)[number].tolist()
-        ]
-        sequences.sort(key=len)
-        batches = [sequences[start : start + self.batch_size] for start in range(0, len(sequences), self.batch_size)]
-        order = np.random.default_rng((self.seed, pool, self.rank)).permutation(POOL)
-        return [collate(batches[number], self.dataset.vocabulary.pad_id) for number in order]
+        """The micro-batches of pool `pool`: at most `POOL`, all of one epoch."""
+        epoch, part = divmod(pool, self._pools_per_epoch)
+        rows = self.rows(epoch)[part * POOL : (part + 1) * POOL]
+        sequences = sorted((self.dataset.sequence(row, epoch) for row in rows.flatten().tolist()), key=len)
+        order = np.random.default_rng((self.seed, pool, self.rank)).permutation(len(rows))
+        size, pad_id = self.batch_size, self.dataset.vocabulary.pad_id
+        return [collate(sequences[number * size : (number + 1) * size], pad_id) for number in order]
 
     def read(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
         """Micro-batches start .. stop - 1 of this process, in order, fetched ahead by worker processes."""
-        pools = range(start // POOL, -(-stop // POOL))
+        epoch, inside = divmod(start, self.batches_per_epoch)
+        first = epoch * self._pools_per_epoch + inside // POOL
+        pools = range(first, -(-stop // self.batches_per_epoch) * self._pools_per_epoch)
         loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=pools, num_workers=workers)
-        return islice((batch for pool in loader for batch in pool), start % POOL, start % POOL + stop - start)
+        return islice((batch for pool in loader for batch in pool), inside % POOL, inside % POOL + stop - start)
+
+    @property
+    def _pools_per_epoch(self) -> int:
+        return -(-self.batches_per_epoch // POOL)
 
 
 def collate(sequences: Sequence[np.ndarray], pad_id: int) -> Batch:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ar_t2i.device import has_fast_bf16, pick_device
+from ar_t2i.device import has_fast_bf16, keep_freed_memory, pick_device
 from ar_t2i.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from ar_t2i.training.optim import Ema, OptimConfig, lr_at, make_optimizer
 from ar_t2i.training.trackers import Metrics
@@ -110,6 +110,7 @@ def train(task: Task, config: LoopConfig, optim: OptimConfig, accelerator: Accel
     Raises:
         ValueError: a checkpoint that does not fit, or a loss that is not finite.
     """
+    keep_freed_memory()
     optimizer = make_optimizer(task.trained, optim, task.no_decay)
     ema = Ema(task.trained, optim.ema_decay) if optim.ema_decay else None
     averaged = ema.module if ema else task.trained
@@ -135,9 +136,9 @@ def train(task: Task, config: LoopConfig, optim: OptimConfig, accelerator: Accel
             metrics.log(step, {**meter.read(), "lr": lr})
             bar.set_postfix_str(f"loss {values['loss']:.3f}")
         if _due(step, config.evaluate_every, config.steps):
-            found = task.evaluate(averaged, accelerator)
-            metrics.log(step, found)
-            metrics.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            if found := task.evaluate(averaged, accelerator):
+                metrics.log(step, found)
+                metrics.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
         if accelerator.is_main_process:
             task.draw(averaged, step)
             if _due(step, config.checkpoint_every, config.steps):
@@ -200,7 +201,7 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
         precision = "bf16" if has_fast_bf16(pick_device()) else "fp32"
     try:
         return Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no", log_with=list(config.trackers), project_dir=str(output)
+            mixed_precision="bf16" if precision == "bf16" else "no", log_with=list(config.trackers) or None, project_dir=str(output)
         )
     except (ValueError, ImportError) as error:
         raise ValueError(f"loop.trackers={list(config.trackers)}, loop.precision={precision}: {error}") from error

@@ -1,0 +1,141 @@
+"""What many tests need: a small vocabulary, a small image tokenizer, a tokenized dataset, all made here."""
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+COLORS = "red green blue yellow black white brown purple".split()
+THINGS = "bird tree house car sheep fish ball flower".split()
+PLACES = "at night|by the sea|in the snow|on the grass".split("|")
+CAPTIONS = [f"a {color} {thing} {place}" for color, thing, place in itertools.product(COLORS, THINGS, PLACES)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors are faster on one thread, and sums are the same everywhere."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """The datasets library caches in a folder of this test run."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data; a test that wants it is skipped where it is missing."""
+    folder = Path(os.environ.get("AR_T2I_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data at {folder}; set AR_T2I_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vocabulary():
+    from ar_t2i.vocabulary import Vocabulary
+
+    return Vocabulary.train(CAPTIONS)
+
+
+@pytest.fixture(scope="session")
+def vocabulary_folder(vocabulary, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vocabulary")
+    vocabulary.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_tokenizer():
+    """Random weights: it draws noise, but every law of the interface holds."""
+    from ar_t2i.slots import SlotConfig, SlotTokenizer
+
+    torch.manual_seed(0)
+    config = SlotConfig(image_size=64, code_dim=2, stage_widths=(8, 8, 8, 8), mixer_width=16)
+    return SlotTokenizer(config).eval()
+
+
+@pytest.fixture(scope="session")
+def image_tokenizer_folder(image_tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("image_tokenizer")
+    image_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(vocabulary):
+    from ar_t2i.model.build import ModelConfig, build_model
+
+    return build_model(ModelConfig(hidden_size=64, num_layers=2, intermediate_size=128, head_dim=32), vocabulary, seed=0).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenized(vocabulary, tmp_path_factory) -> Path:
+    """A tokenized dataset in the published schema: distinct captions, random codes; 192 rows to train, 64 to validate."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ar_t2i.sequence import sequence_text
+
+    folder = tmp_path_factory.mktemp("tokenized")
+    (folder / "data").mkdir()
+    codes = np.random.default_rng(0).integers(0, 4096, (len(CAPTIONS), 32)).tolist()
+    rows = {
+        "__key__": [f"{number:09d}" for number in range(len(CAPTIONS))],
+        "image_tokens": codes,
+        "text_tokens": vocabulary.encode_captions(CAPTIONS),
+        "text": CAPTIONS,
+        "data": [sequence_text(caption, row) for caption, row in zip(CAPTIONS, codes, strict=True)],
+    }
+    table = pa.table(rows)
+    assert table.schema.field("image_tokens").type == pa.list_(pa.int64())
+    pq.write_table(table.slice(0, 192), folder / "data" / "train-00000-of-00001.parquet")
+    pq.write_table(table.slice(192), folder / "data" / "validation-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture
+def run_options(tokenized, vocabulary_folder, image_tokenizer_folder, tmp_path) -> dict:
+    """Options of a small run, as a yaml file would hold them."""
+    return {
+        "output": str(tmp_path / "run"),
+        "vocabulary": str(vocabulary_folder),
+        "image_tokenizer": str(image_tokenizer_folder),
+        "data": {"dataset": str(tokenized), "batch_size": 16, "workers": 0},
+        "model": {"hidden_size": 64, "num_layers": 2, "intermediate_size": 128, "head_dim": 32},
+        "optim": {"lr": 3e-3, "warmup_steps": 5},
+        "loop": {"steps": 8, "precision": "fp32", "log_every": 1, "evaluate_every": 4, "checkpoint_every": 4, "trackers": []},
+        "samples": {"every": 4, "prompts": ["a red bird", "a blue fish at night"], "num_images": 2},
+    }
+
+
+@pytest.fixture
+def train_run(run_options):
+    """Train with some options changed, given as nested dictionaries; returns the run's folder."""
+    from ar_t2i.config import build
+    from ar_t2i.training.decoder import TrainConfig, train_decoder
+
+    def run(resume: str = "", **changes) -> Path:
+        options = merge(run_options, changes)
+        train_decoder(build(TrainConfig, options), resume)
+        return Path(options["output"])
+
+    return run
+
+
+def merge(options: dict, changes: dict) -> dict:
+    """Nested options with some of them changed."""
+    merged = dict(options)
+    for name, value in changes.items():
+        merged[name] = merge(options.get(name, {}), value) if isinstance(value, dict) else value
+    return merged
