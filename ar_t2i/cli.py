@@ -10,7 +10,7 @@ from ar_t2i.config import add_flags, from_flags, load
 
 VERBS: dict[str, tuple[str, str, str, str]] = {
     "scenes": ("ar_t2i.data.scenes", "ScenesConfig", "write_scenes", "draw captioned pictures from a seed, as webdataset shards"),
-    "vocabulary": ("ar_t2i.data.captions", "VocabularyConfig", "train_vocabulary", "train the joint vocabulary on captions"),
+    "vocabulary": ("ar_t2i.data.corpus", "VocabularyConfig", "train_vocabulary", "train the joint vocabulary on captions"),
     "preprocess": ("ar_t2i.data.preprocess", "PreprocessConfig", "preprocess", "captioned pictures to a tokenized dataset"),
     "tokenizer": ("ar_t2i.training.slots", "SlotTrainingConfig", "train_slots", "train an image tokenizer"),
     "train": ("ar_t2i.training.decoder", "TrainConfig", "train_decoder", "train the decoder on a tokenized dataset"),
