@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from ar_t2i.sampling.logits import SamplingConfig, draw, guide, keep_top_k, keep_top_p
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
+
+
+def test_guidance_follows_one_convention(logits):
+    conditional, unconditional = logits, logits.flip(1)
+    torch.testing.assert_close(guide(conditional, unconditional, 1.0), conditional)
+    torch.testing.assert_close(guide(conditional, unconditional, 0.0), unconditional)
+    torch.testing.assert_close(guide(conditional, unconditional, 3.0), unconditional + 3 * (conditional - unconditional))
+
+
+def test_top_k(logits):
+    for k in (1, 7, 99):
+        kept = keep_top_k(logits, k).isfinite()
+        assert kept.sum(-1).tolist() == [k] * 5
+        assert logits[kept].reshape(5, k).min(-1).values.tolist() == logits.sort(-1).values[:, -k].tolist()
+    for k in (0, 100, 500):
+        assert torch.equal(keep_top_k(logits, k), logits)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p(logits):
+    for p in (1e-6, 0.3, 0.9):
+        kept = keep_top_p(logits, p).isfinite()
+        for row in range(5):
+            chances = logits[row].softmax(-1)
+            inside = chances[kept[row]]
+            assert inside.sum() >= p - 1e-6 and inside.sum() - inside.min() < p
+            assert inside.min() >= chances[~kept[row]].max()
+    assert torch.equal(keep_top_p(logits, 1.0), logits)
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0])
+    uniform = torch.rand(200_000, generator=torch.Generator().manual_seed(1))
+    codes = draw(logits.expand(len(uniform), -1), uniform, SamplingConfig(temperature=0.5))
+    found = torch.bincount(codes, minlength=4) / len(uniform)
+    torch.testing.assert_close(found, (logits / 0.5).softmax(-1), atol=5e-3, rtol=0)
+    assert found[2] == 0
+
+
+def test_the_ends_of_the_uniform_draw_only_possible_codes():
+    logits = torch.full((2, 50), -torch.inf)
+    logits[:, 10:20] = torch.randn(10)
+    codes = draw(logits, torch.tensor([0.0, 1 - 2**-24]), SamplingConfig())
+    assert codes.tolist() == [10, 19]
+
+
+def test_temperature_zero_is_the_most_likely(logits):
+    assert torch.equal(draw(logits, torch.rand(5), SamplingConfig(temperature=0)), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("options", [{"guidance_scale": -1}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}])
+def test_values_out_of_range_are_named(options):
+    (name, value), = options.items()
+    with pytest.raises(ValueError, match=f"{name}={value}: expected"):
+        SamplingConfig(**options)
