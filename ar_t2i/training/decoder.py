@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,9 @@ class DecoderTask:
                 f"{model.config.max_position_embeddings} positions: lower it, or raise model.max_positions"
             )
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the new name is not in the oldest version that works
+                model.gradient_checkpointing_enable({"use_reentrant": False})
         self.module, self.trained = DecoderWithLoss(model.train(), self.vocabulary), model
         self.no_decay = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
         self.stream = BatchStream(

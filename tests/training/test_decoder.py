@@ -1,9 +1,13 @@
 """The whole training: learns by heart, resumes exactly, exports a bundle that draws."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from ar_t2i.data.dataset import load_rows
 from ar_t2i.hub import load_bundle
@@ -28,3 +32,101 @@ def test_learns_64_pairs_by_heart(train_run, tokenized):
     drawn = pipe(rows["text"][:], temperature=0, guidance_scale=1, output_type="pt")
     equal = (drawn.codes.numpy() == np.array(rows["image_tokens"][:])).mean()
     assert equal >= 0.95
+
+
+def weights(folder, name="model.safetensors"):
+    return load_file(folder / name)
+
+
+def test_resume_continues_as_if_never_stopped(train_run, run_options, tmp_path):
+    """Weights, averages, losses and data order, bit for bit; dropout and caption dropout are on."""
+    shaky = {"model": {"dropout": 0.1}, "data": {"bpe_dropout": 0.1}, "loop": {"keep_checkpoints": 5}}
+    whole = train_run(output=str(tmp_path / "whole"), **shaky)
+    cut = train_run(output=str(tmp_path / "cut"), **shaky)
+    for path in (cut / "checkpoints" / "step-000008", cut / "bundle"):
+        shutil.rmtree(path)
+    (cut / "metrics.jsonl").write_text("".join((cut / "metrics.jsonl").read_text().splitlines(True)[:7]))
+    train_run(resume="auto", output=str(cut), **shaky)
+    timeless = [
+        [{name: value for name, value in record.items() if not name.endswith("per_second")} for record in read_metrics(run / "metrics.jsonl")]
+        for run in (whole, cut)
+    ]
+    assert len(timeless[0]) == 10 and timeless[0] == timeless[1]
+    compared = 0
+    for name in ("model.safetensors", "ema.safetensors"):
+        one, two = (weights(run / "checkpoints" / "step-000008", name) for run in (whole, cut))
+        assert one.keys() == two.keys()
+        for key in one:
+            assert torch.equal(one[key], two[key]), key
+            compared += 1
+    assert compared > 20
+
+
+def test_resume_refuses_another_run(train_run, run_options):
+    output = train_run()
+    with pytest.raises(ValueError, match="holds a run already"):
+        train_run()
+    with pytest.raises(ValueError, match="seed was 0, now 1"):
+        train_run(resume="auto", seed=1)
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        train_run(resume=str(output / "nothing"))
+
+
+def test_what_a_run_leaves(train_run, run_options):
+    output = train_run(loop={"trackers": ["tensorboard"]})
+    records = read_metrics(output / "metrics.jsonl")
+    steps = [record for record in records if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, 9))
+    assert {"image_loss", "text_loss", "lr", "grad_norm", "tokens_per_second", "pictures_per_second"} <= steps[0].keys()
+    assert steps[0]["image_loss_chance"] == pytest.approx(8.3178, abs=1e-4) and steps[0]["image_loss_unigram"] < 8.3178
+    assert abs(steps[0]["image_loss"] - 8.32) < 0.3
+    assert steps[-1]["image_loss"] < steps[0]["image_loss"]
+    assert [record["step"] for record in records if "validation_image_loss" in record] == [4, 8]
+    assert list((output / "ar_t2i").glob("events*"))
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-000004", "step-000008"]
+    table = (output / "samples.md").read_text()
+    assert "| iteration | a red bird | a blue fish at night |" in table and "samples/step-000008/1.png" in table
+    with Image.open(output / "samples" / "step-000004" / "0.png") as strip:
+        assert strip.size == (2 * 64 + 4, 64)
+    bundle = load_bundle(output / "bundle")
+    averaged = weights(output / "checkpoints" / "step-000008", "ema.safetensors")
+    assert torch.equal(bundle.model.model.embed_tokens.weight, averaged["model.embed_tokens.weight"])
+    assert bundle.sampling.guidance_scale == 3.0
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_options_of_memory_and_speed_change_no_loss(train_run, tmp_path, compiled):
+    plain = train_run(output=str(tmp_path / "plain"), loop={"steps": 3})
+    other = train_run(output=str(tmp_path / "other"), gradient_checkpointing=True, loop={"steps": 3, "compile": compiled}, data={"workers": 2})
+    losses = [[record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record] for run in (plain, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_starts_from_a_bundle_and_from_gpt2(train_run, vocabulary, tmp_path):
+    first = train_run(loop={"steps": 20})
+    frozen = {"optim": {"lr": 0.0}, "loop": {"steps": 1}, "vocabulary": "", "model": {"init_from": str(first / "bundle")}}
+    second = train_run(output=str(tmp_path / "more"), **frozen)
+    before, after = (read_metrics(run / "metrics.jsonl")[-1] for run in (first, second))
+    assert before["step"] == 20 and after["validation_image_loss"] == pytest.approx(before["validation_image_loss"], abs=1e-5)
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary.size, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    gpt2 = train_run(output=str(tmp_path / "run2"), model={"init_from": str(tmp_path / "gpt2")})
+    pipe = TextToImagePipeline.from_pretrained(gpt2 / "bundle")
+    assert type(pipe.model).__name__ == "GPT2LMHeadModel" and pipe("a red bird").images[0].size == (64, 64)
+
+
+def test_a_failing_run_says_why(train_run, tmp_path, vocabulary):
+    with pytest.raises(ValueError, match="the loss is nan"):
+        train_run(output=str(tmp_path / "a"), optim={"lr": 1e30, "clip_norm": 0, "warmup_steps": 0})
+    with pytest.raises(ValueError, match="max_caption_length=250 makes sequences of 284"):
+        train_run(output=str(tmp_path / "b"), data={"max_caption_length": 250})
+    with pytest.raises(ValueError, match="no folder and no reachable Hub repository"):
+        train_run(output=str(tmp_path / "c"), image_tokenizer=str(tmp_path / "none"))
+    assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()
+
+
+def test_a_dataset_of_another_image_tokenizer_is_refused(train_run, tokenized, tmp_path):
+    shutil.copytree(tokenized, tmp_path / "other")
+    (tmp_path / "other" / "manifest.json").write_text('{"image_tokenizer": {"fingerprint": "0123456789abcdef"}}')
+    with pytest.raises(ValueError, match="made with another image tokenizer"):
+        train_run(data={"dataset": str(tmp_path / "other")})
