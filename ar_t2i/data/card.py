@@ -1,0 +1,101 @@
+"""The dataset card: README.md with the yaml that `datasets.load_dataset` and the Hub read.
+
+What people write into the card stays: only the list of data files in the yaml and the text between two marks are ours.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ar_t2i.data.parts import PartRecord, write_atomically
+
+BEGIN, END = "<!-- written by ar-t2i preprocess: begin -->", "<!-- written by ar-t2i preprocess: end -->"
+
+_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+_NEW_TEXT = """
+# Captioned pictures as tokens
+
+What the pictures are, where they come from and under which licence they may be used: please fill in, here and as
+`license:` in the yaml above.
+
+{marked}
+"""
+_MARKED = """{begin}
+| split | rows | dropped | parts | MB |
+|---|---|---|---|---|
+{table}
+
+A row is a captioned picture of {image_size}x{image_size} pixels as {num_codes} codes of 0..{last_code}.
+
+| column | |
+|---|---|
+| `__key__` | name of the sample in its source |
+| `image_tokens` | the codes |
+| `text_tokens` | ids of the caption |
+| `text` | the caption |
+| `data` | both as one sequence of tokens |
+
+Image tokenizer `{image_tokenizer}`, vocabulary `{vocabulary}` (sha256), crop rule `{crop}`.
+`manifest/` tells for each part its source, its checksum and what was dropped and why.
+{end}"""
+
+
+def write_card(out: Path) -> None:
+    """Make or update README.md from the manifest; does nothing while no part is finished.
+
+    Raises:
+        ValueError: the yaml of a README.md that is there cannot be read.
+    """
+    splits = _splits(out)
+    if not splits:
+        return
+    path = out / "README.md"
+    facts = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    rows = [" | ".join([name, *(f"{number:,}" for number in totals)]) for name, totals in splits.items()]
+    table = "\n".join(f"| {row} |" for row in rows)
+    marked = _MARKED.format(begin=BEGIN, end=END, table=table, last_code=facts["codebook_size"] - 1, **facts)
+    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
+    default = {"config_name": "default", "data_files": files}
+    if path.exists():
+        header, body = _read(path)
+        others = [entry for entry in header.get("configs") or [] if entry.get("config_name", "default") != "default"]
+        header["configs"] = [default, *others]
+        start, end = body.find(BEGIN), body.find(END)
+        found = 0 <= start < end
+        body = body[:start] + marked + body[end + len(END) :] if found else f"{body.rstrip()}\n\n{marked}\n"
+    else:
+        header = {"task_categories": ["text-to-image"], "tags": ["ar_t2i"], "configs": [default]}
+        body = _NEW_TEXT.format(marked=marked)
+    front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    write_atomically(path, f"---\n{front}---\n{body}")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    text = path.read_text(encoding="utf-8")
+    match = _FRONT.match(text)
+    if match is None:
+        return {}, text
+    try:
+        header = yaml.safe_load(match[1]) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"the yaml of {path} cannot be read: {' '.join(str(error).split())}; mend it") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"the yaml of {path} is no mapping; mend it")
+    return header, text[match.end() :]
+
+
+def _splits(out: Path) -> dict[str, tuple[float, ...]]:
+    """Rows, dropped samples, parts and megabytes of each split with a finished part; train first."""
+    totals: dict[str, list[int]] = {}
+    for path in sorted((out / "manifest").glob("*-of-*.json")):
+        record = PartRecord.read(path)
+        if record is not None and (out / "data" / f"{path.stem}.parquet").exists():
+            split = totals.setdefault(path.stem.rsplit("-", 3)[0], [0, 0, 0, 0])
+            for place, number in enumerate((record.kept, sum(record.dropped.values()), 1, record.bytes)):
+                split[place] += number
+    order = {"train": 0, "validation": 1, "test": 2}
+    names = sorted(totals, key=lambda name: (order.get(name, 3), name))
+    return {name: (*totals[name][:3], round(totals[name][3] / 1e6, 1)) for name in names}

@@ -1,0 +1,96 @@
+"""Pictures to codes on the best device, in bfloat16 where that is fast and gives the same codes.
+
+Shape suffixes: B batch, S picture edge, T codes of a picture.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ar_t2i.device import has_fast_bf16, pick_device
+from ar_t2i.image_tokenizer import ImageTokenizer
+
+Arithmetic = Literal["auto", "float32", "bfloat16"]
+LEAST_AGREEMENT = 0.98
+"""Part of the codes that bfloat16 must have in common with float32 to be used."""
+COMPARED = 16
+"""Pictures of the first batch on which the two are compared."""
+
+
+class Encoder:
+    """An image tokenizer on a device, with its arithmetic chosen on the first batch.
+
+    Attributes:
+        device: where it runs.
+        dtype: "float32" or "bfloat16"; "auto" until the first batch has been compared.
+    """
+
+    def __init__(
+        self,
+        image_tokenizer: ImageTokenizer,
+        device: str = "auto",
+        dtype: Arithmetic = "auto",
+        used: Collection[str] = (),
+        say: Callable[[str], None] = print,
+    ):
+        """Move the tokenizer to the device.
+
+        Args:
+            image_tokenizer: changed in place.
+            device: as `pick_device` takes it.
+            dtype: "auto" compares; the others are taken as they are.
+            used: `arithmetic` of earlier runs that "auto" goes on with if it was on a like device.
+            say: where the outcome of the comparison goes.
+
+        Raises:
+            ValueError: a device that this machine has not.
+        """
+        self.device = pick_device(device)
+        self.image_tokenizer = image_tokenizer.to(self.device).eval()
+        self.dtype: Arithmetic = dtype
+        if dtype == "auto" and (f"{self.device.type} float32" in used or not has_fast_bf16(self.device)):
+            self.dtype = "float32"
+        elif dtype == "auto" and f"{self.device.type} bfloat16" in used:
+            self.dtype = "bfloat16"
+        self.say = say
+
+    @property
+    def arithmetic(self) -> str:
+        """Kind of device and number format, such as "cuda bfloat16"."""
+        return f"{self.device.type} {self.dtype}"
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Encode B pictures, (S, S, 3) uint8 each, to (B, T) int64 codes.
+
+        Raises:
+            ValueError: the tokenizer gives codes of another shape or beyond its codebook.
+        """
+        pixels_BSS3 = torch.from_numpy(np.stack(pictures)).to(self.device)
+        pixels_B3SS = pixels_BSS3.permute(0, 3, 1, 2).contiguous().float() / 255
+        if self.dtype == "auto":
+            self.dtype = self._compare(pixels_B3SS[:COMPARED])
+        codes_BT = self._encode(pixels_B3SS, self.dtype).cpu()
+        expected, size = (len(pictures), self.image_tokenizer.num_codes), self.image_tokenizer.codebook_size
+        if tuple(codes_BT.shape) != expected or codes_BT.min() < 0 or codes_BT.max() >= size:
+            raise ValueError(
+                f"the image tokenizer gave codes {codes_BT.min()} to {codes_BT.max()}, shape {tuple(codes_BT.shape)}; "
+                f"expected 0 to {size - 1}, shape {expected}: its config and weights do not fit"
+            )
+        return codes_BT.numpy().astype(np.int64)
+
+    @torch.inference_mode()
+    def _encode(self, pixels_B3SS: Tensor, dtype: Arithmetic) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext():
+            return self.image_tokenizer.encode(pixels_B3SS)
+
+    def _compare(self, pixels_B3SS: Tensor) -> Arithmetic:
+        exact_BT, fast_BT = (self._encode(pixels_B3SS, dtype) for dtype in ("float32", "bfloat16"))
+        same = (exact_BT == fast_BT).float().mean().item()
+        chosen: Arithmetic = "bfloat16" if same >= LEAST_AGREEMENT else "float32"
+        self.say(f"bfloat16 gives {same:.1%} of the codes of float32 on {len(pixels_B3SS)} pictures "
+                 f"({LEAST_AGREEMENT:.0%} needed): {chosen} it is")  # fmt: skip
+        return chosen

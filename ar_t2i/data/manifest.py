@@ -1,0 +1,181 @@
+"""A tokenized dataset on disk, one split of it at a time: what is finished, what is missing, what must not be mixed.
+
+README.md                                 dataset card
+manifest.json                             what all parts have in common: tokenizers, crop rule, versions
+manifest/train-00000-of-00008.json        one record a part: source, rows kept, rows dropped by reason, checksum
+data/train-00000-of-00008.parquet         one part an input shard
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ar_t2i.data.card import write_card
+from ar_t2i.data.parts import PartRecord, PartWriter, publish, write_atomically
+from ar_t2i.data.shards import Shard
+
+FORMAT_VERSION = 1
+
+
+class TokenizedFolder:
+    """One split of a tokenized dataset, with one part for each shard.
+
+    Attributes:
+        out: the dataset's folder.
+        shards: the input shards; part i comes from shard i.
+        records: by number of the part, of those that are on disk, checked or not.
+    """
+
+    def __init__(
+        self, out: str | Path, split: str, shards: Sequence[Shard], facts: dict[str, Any], versions: dict[str, str]
+    ):
+        """Open or make the folder; parts of a smaller run get the names of this one.
+
+        Args:
+            out: the dataset's folder.
+            split: name of the split.
+            shards: all shards of the split, those of other processes included.
+            facts: what must be the same for all parts.
+            versions: of the software, kept for the reader.
+
+        Raises:
+            ValueError: a folder that cannot be written, or holds something else, or parts that do not fit this run.
+        """
+        self.out, self.split, self.shards = Path(out), split, shards
+        self.records: dict[int, PartRecord] = {}
+        try:
+            for folder in (self.out / "data", self.out / "manifest"):
+                folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.out / ".lock"):
+                self._check_facts(facts, versions)
+                self._adopt()
+        except OSError as error:
+            raise ValueError(f"cannot write out={str(out)!r}: {error.strerror}; give another folder") from error
+
+    @contextmanager
+    def claim(self, rank: int, world: int) -> Iterator[None]:
+        """Keep a second run of the same process number out.
+
+        Raises:
+            ValueError: one is at work already.
+        """
+        lock = FileLock(self.out / f".{self.split}-{rank}-of-{world}.lock", timeout=0)
+        try:
+            with lock:
+                yield
+        except Timeout as error:
+            raise ValueError(f"another run writes the split {self.split!r} of {self.out}; wait for its end") from error
+
+    def unfinished(self, numbers: Iterable[int]) -> Iterator[tuple[int, str]]:
+        """Those of `numbers` that are still to do, each with the reason, after a check of the files."""
+        for number in numbers:
+            record, path = self.records.get(number), self.path(number)
+            if record is None:
+                yield number, "missing"
+            elif record.source != self.shards[number].fingerprint:
+                yield number, "its source changed"
+            elif not record.fits(path):
+                yield number, "damaged" if path.exists() else "missing"
+            else:
+                continue
+            self.records.pop(number, None)
+
+    @contextmanager
+    def part(self, number: int) -> Iterator[PartWriter]:
+        """Write part `number`; it appears when the block ends well and leaves nothing when it does not.
+
+        Raises:
+            ValueError: the disk is full or fails.
+        """
+        path, shard = self.path(number), self.shards[number]
+        writer = PartWriter(path.with_name(f".{path.name}.tmp"))
+        try:
+            yield writer
+            sha256, size = writer.finish()
+            record = PartRecord(
+                shard=shard.name, source=shard.fingerprint, sha256=sha256, bytes=size, arithmetic=writer.arithmetic,
+                kept=writer.kept, dropped=dict(sorted(writer.dropped.items())), examples=writer.examples,
+            )  # fmt: skip
+            record.write(self._record_path(path.stem))
+            publish(writer.path, path)
+            self.records[number] = record
+        except OSError as error:
+            raise ValueError(f"cannot write {path}: {error.strerror or error}; finished parts are kept") from error
+        finally:
+            writer.close()
+            writer.path.unlink(missing_ok=True)
+
+    def arithmetics(self) -> set[str]:
+        """Devices and number formats that parts of this split were computed in."""
+        return {record.arithmetic for record in self.records.values()}
+
+    def update_card(self) -> None:
+        """Bring README.md up to date with all splits."""
+        with FileLock(self.out / ".lock"):
+            write_card(self.out)
+
+    def path(self, number: int) -> Path:
+        """Where part `number` lies."""
+        return self.out / "data" / f"{self.split}-{number:05d}-of-{len(self.shards):05d}.parquet"
+
+    def _record_path(self, stem: str) -> Path:
+        return self.out / "manifest" / f"{stem}.json"
+
+    def _check_facts(self, facts: dict[str, Any], versions: dict[str, str]) -> None:
+        path = self.out / "manifest.json"
+        facts = {"format_version": FORMAT_VERSION, **facts}
+        if not path.exists():
+            foreign = next((self.out / "data").glob("*.parquet"), None)
+            if foreign is not None:
+                raise ValueError(f"{foreign} was not written by this command; give a folder of its own with --out")
+            write_atomically(path, json.dumps({**facts, "versions": versions}, indent=1) + "\n")
+            return
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; restore it or give another --out") from error
+        for name, value in facts.items():
+            if known.get(name) != value:
+                raise ValueError(
+                    f"{self.out} was made with {name}={_short(known.get(name))}, this run has {_short(value)}; "
+                    "parts of both must not be mixed: give another --out, or the same setting"
+                )
+
+    def _adopt(self) -> None:
+        """Take over the parts of earlier runs, under this run's names."""
+        numbers = {shard.name: number for number, shard in enumerate(self.shards)}
+        ours = re.compile(re.escape(self.split) + r"-\d{5,}-of-\d{5,}")
+        recorded = {path: PartRecord.read(path) for path in sorted((self.out / "manifest").glob("*.json"))
+                    if ours.fullmatch(path.stem)}  # fmt: skip
+        strangers = [record.shard for record in recorded.values() if record and record.shard not in numbers]
+        if strangers:
+            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+            raise ValueError(
+                f"the split {self.split!r} of {self.out} also holds {strangers[0]}{more}, which this run does not name; "
+                "name all sources of a split (finished ones are passed over), or give another --split or --out"
+            )
+        for path, record in recorded.items():
+            if record is None:
+                path.unlink()
+                continue
+            number = numbers[record.shard]
+            stem, part = self.path(number).stem, self.out / "data" / f"{path.stem}.parquet"
+            if path.stem != stem:
+                os.replace(path, self._record_path(stem))
+                if part.exists():
+                    os.replace(part, self.path(number))
+            self.records[number] = record
+        finished = {self.path(number) for number in self.records}
+        for path in (self.out / "data").glob("*.parquet"):
+            if ours.fullmatch(path.stem) and path not in finished:
+                path.unlink()  # a crash came between its record and itself
+
+
+def _short(value: object) -> str:
+    return str(value)[:16]

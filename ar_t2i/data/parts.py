@@ -1,0 +1,154 @@
+"""One finished part of a tokenized dataset: a parquet file and the record that tells how it came about.
+
+Both appear whole or not at all. The record is written first: a part without a record is then never a finished one,
+and a record without its part is redone.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ar_t2i.data.sample import Reason
+from ar_t2i.sequence import sequence_text
+
+SCHEMA = pa.schema(
+    [
+        ("__key__", pa.string()),
+        ("image_tokens", pa.list_(pa.int64())),
+        ("text_tokens", pa.list_(pa.int64())),
+        ("text", pa.string()),
+        ("data", pa.string()),
+    ]
+)
+"""The columns of the published dataset darshanmakwana/cc3m_tokenized."""
+ROWS_PER_GROUP = 10_000
+"""Rows of a parquet row group, about 10 MB: what a reader that wants few rows must decode."""
+MOST_EXAMPLES = 20
+"""Keys of dropped samples that a record lists for each reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord:
+    """What is known about a finished part."""
+
+    shard: str
+    """Name of the input shard."""
+    source: str | None
+    """Fingerprint of the input shard, None where it has none."""
+    sha256: str
+    """Of the parquet file."""
+    bytes: int
+    """Of the parquet file."""
+    kept: int
+    """Rows."""
+    dropped: dict[str, int]
+    """Samples left out, by reason."""
+    examples: dict[str, list[str]]
+    """Keys of some of them, by reason."""
+    arithmetic: str
+    """Device and number format the codes were computed in, such as "cuda bfloat16"."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """The record in a file, None where there is none or it cannot be read."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def fits(self, path: Path) -> bool:
+        """Whether the file at `path` is the part that was written."""
+        if not path.is_file() or path.stat().st_size != self.bytes:
+            return False
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+
+    def write(self, path: Path) -> None:
+        """Write the record."""
+        write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+@dataclass
+class PartWriter:
+    """Takes rows and drops of one part, in order; the file is temporary until `finish`."""
+
+    path: Path
+    arithmetic: str = ""
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    _waiting: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCHEMA.names})
+    _file: pq.ParquetWriter | None = None
+
+    def add(
+        self, keys: Sequence[str], captions: Sequence[str], codes: np.ndarray, ids: Sequence[Sequence[int]]
+    ) -> None:
+        """Add rows: `codes` is (B, T) int64, the others have B entries."""
+        rows = codes.tolist()
+        sequences = [sequence_text(*pair) for pair in zip(captions, rows, strict=True)]
+        for waiting, column in zip(self._waiting.values(), (keys, rows, ids, captions, sequences), strict=True):
+            waiting.extend(column)
+        self.kept += len(keys)
+        while len(self._waiting["__key__"]) >= ROWS_PER_GROUP:
+            self._flush()
+
+    def drop(self, key: str, reason: Reason) -> None:
+        """Count a sample that is left out."""
+        self.dropped[reason.value] += 1
+        examples = self.examples.setdefault(reason.value, [])
+        if len(examples) < MOST_EXAMPLES:
+            examples.append(key)
+
+    def finish(self) -> tuple[str, int]:
+        """Bring everything to the disk; returns sha256 and size of the file."""
+        self._flush()
+        self.close()
+        with open(self.path, "rb+") as file:
+            os.fsync(file.fileno())
+            return hashlib.file_digest(file, "sha256").hexdigest(), self.path.stat().st_size
+
+    def close(self) -> None:
+        """Close the file, finished or not."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _flush(self) -> None:
+        if self._file is None:
+            self._file = pq.ParquetWriter(self.path, SCHEMA, compression="zstd", write_page_index=True)
+        group = {name: rows[:ROWS_PER_GROUP] for name, rows in self._waiting.items()}
+        self._waiting = {name: rows[ROWS_PER_GROUP:] for name, rows in self._waiting.items()}
+        self._file.write_table(pa.table(group, schema=SCHEMA))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by new text, so that a reader sees the old or the new one and a crash leaves one of them."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, for good: the folder's entry reaches the disk too."""
+    os.replace(temporary, path)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
