@@ -1,0 +1,72 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ar_t2i.cli import VERBS, main
+
+
+def test_help_of_every_verb(capsys):
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as end:
+            main([verb, "--help"])
+        assert end.value.code == 0 and f"usage: ar-t2i {verb}" in capsys.readouterr().out
+
+
+def test_guidance_convention_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["infer", "--help"])
+    assert "u + s (c - u)" in capsys.readouterr().out
+
+
+def train(tmp_path, run_options, *overrides):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_options))
+    return main(["train", "--config", str(tmp_path / "run.yaml"), *overrides])
+
+
+def test_train_from_a_yaml_file(tmp_path, run_options, capsys):
+    assert train(tmp_path, run_options, "loop.steps=2", "samples.prompts=[a red bird]") == 0
+    assert (tmp_path / "run" / "bundle" / "ar_t2i.json").is_file()
+    assert train(tmp_path, run_options, "loop.steps=2", "samples.prompts=[a red bird]", "--resume") == 0
+    assert "resumed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr_max=1", "unknown option optim.lr_max; did you mean optim.lr?"),
+        ("loop.steps=many", "loop.steps='many': expected a whole number"),
+        ("data.dataset=/none", "dataset '/none'"),
+        ("vocabulary=/none", "no vocabulary at '/none'"),
+        ("loop.trackers=[abacus]", "loop.trackers=['abacus']"),
+        ("output=/proc/none", "cannot write output='/proc/none'"),
+    ],
+)
+def test_wrong_options_of_training(tmp_path, run_options, capsys, override, message):
+    assert train(tmp_path, run_options, override) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert message in error and error.startswith("ar-t2i train: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(ValueError, match="cannot read the config"):
+        main(["train", "--config", str(tmp_path / "none.yaml"), "--debug"])
+
+
+def output_of(*command):
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_and_help_load_no_heavy_library():
+    """Which is what keeps them fast; the time itself is told by benchmarks/startup.py."""
+    heavy = "{'torch', 'transformers', 'datasets', 'PIL', 'numpy'} & set(sys.modules)"
+    out = output_of("-c", f"import sys, ar_t2i; print({heavy})")
+    assert out.strip() == "set()"
+    script = f"import sys; from ar_t2i.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    print({heavy})"
+    out = output_of("-c", script)
+    assert out.strip().endswith("set()") and "preprocess" in out
