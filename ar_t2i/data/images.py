@@ -60,7 +60,7 @@ def prepare(
     picture = _decode(data, limits)
     if isinstance(picture, Reason):
         return picture
-    return np.asarray(_center_crop(picture, size) if crop == "center" else _adm_crop(picture, size))
+    return _center_crop(picture, size) if crop == "center" else _adm_crop(picture, size)
 
 
 def prepare_many(
@@ -70,17 +70,17 @@ def prepare_many(
     return [prepare(data, size, crop, limits) for data in files]
 
 
-def _center_crop(picture: Image.Image, size: int) -> Image.Image:
+def _center_crop(picture: Image.Image, size: int) -> np.ndarray:
     width, height = picture.size
     short, long = min(width, height), max(width, height)
     if short != size:
         longer = int(size * long / short)
         picture = picture.resize((size, longer) if width <= height else (longer, size), Image.Resampling.BICUBIC)
     left, top = (round((edge - size) / 2) for edge in picture.size)
-    return picture.crop((left, top, left + size, top + size))
+    return np.array(np.asarray(picture)[top : top + size, left : left + size])
 
 
-def _adm_crop(picture: Image.Image, size: int) -> Image.Image:
+def _adm_crop(picture: Image.Image, size: int) -> np.ndarray:
     while min(picture.size) >= 2 * size:
         width, height = picture.size
         picture = picture.resize((width // 2, height // 2), Image.Resampling.BOX)
@@ -88,7 +88,7 @@ def _adm_crop(picture: Image.Image, size: int) -> Image.Image:
     scale = size / min(width, height)
     picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
     left, top = ((edge - size) // 2 for edge in picture.size)
-    return picture.crop((left, top, left + size, top + size))
+    return np.array(np.asarray(picture)[top : top + size, left : left + size])
 
 
 def _decode(data: bytes, limits: ImageLimits) -> Image.Image | Reason:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class TokenizedFolder:
         try:
             for folder in (self.out / "data", self.out / "manifest"):
                 folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.out / ".lock"):
+            with self._lock():
                 self._check_facts(facts, versions)
                 self._adopt()
         except OSError as error:
@@ -65,10 +65,14 @@ class TokenizedFolder:
         Raises:
             ValueError: one is at work already.
         """
-        lock = FileLock(self.out / f".{self.split}-{rank}-of-{world}.lock", timeout=0)
+        path = self.out / "manifest" / f".{self.split}-{rank}-of-{world}.lock"
         try:
-            with lock:
-                yield
+            with FileLock(path, timeout=0):
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):  # Windows keeps an open file
+                        path.unlink()
         except Timeout as error:
             raise ValueError(f"another run writes the split {self.split!r} of {self.out}; wait for its end") from error
 
@@ -117,8 +121,11 @@ class TokenizedFolder:
 
     def update_card(self) -> None:
         """Bring README.md up to date with all splits."""
-        with FileLock(self.out / ".lock"):
+        with self._lock():
             write_card(self.out)
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.out / "manifest" / ".lock")
 
     def path(self, number: int) -> Path:
         """Where part `number` lies."""
@@ -157,7 +164,7 @@ class TokenizedFolder:
         if strangers:
             more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
             raise ValueError(
-                f"the split {self.split!r} of {self.out} also holds {strangers[0]}{more}, which this run does not name; "
+                f"the split {self.split!r} of {self.out} also holds {strangers[0]}{more}, not named in this run; "
                 "name all sources of a split (finished ones are passed over), or give another --split or --out"
             )
         for path, record in recorded.items():

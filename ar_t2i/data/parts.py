@@ -127,7 +127,8 @@ class PartWriter:
             self._file = pq.ParquetWriter(self.path, SCHEMA, compression="zstd", write_page_index=True)
         group = {name: rows[:ROWS_PER_GROUP] for name, rows in self._waiting.items()}
         self._waiting = {name: rows[ROWS_PER_GROUP:] for name, rows in self._waiting.items()}
-        self._file.write_table(pa.table(group, schema=SCHEMA))
+        if group["__key__"]:  # the datasets library stumbles over a row group without rows, not over a file without
+            self._file.write_table(pa.table(group, schema=SCHEMA))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -43,7 +43,7 @@ def expand_sources(
         rows_per_shard: folders and tables are cut into shards of this many rows.
 
     Raises:
-        ValueError: a source that matches nothing, or two shards of one name.
+        ValueError: a source that matches nothing or holds nothing, or two shards of one name.
     """
     shards: list[Shard] = []
     for place in (place for source in sources for place in _places(source)):
@@ -54,7 +54,7 @@ def expand_sources(
         if path.is_dir():
             shards.extend(_folder(path, image_column, caption_column, rows_per_shard))
         elif path.suffix in TABLE_SUFFIXES:
-            shards.extend(table_shards(path, _name(path), image_column, caption_column, rows_per_shard))
+            shards.extend(_table(path, image_column, caption_column, rows_per_shard))
         else:
             shards.append(_tar(path, caption_column))
     shards.sort(key=lambda shard: shard.name)
@@ -124,12 +124,19 @@ def _folder(path: Path, image_column: str | None, caption_column: str | None, ro
     if tars:
         yield from (_tar(tar, caption_column) for tar in tars)
     elif tables:
-        yield from table_shards(tables[0], _name(tables[0]), image_column, caption_column, rows)
+        yield from _table(tables[0], image_column, caption_column, rows)
     else:
         shards = list(folder_shards(path, _name(path), rows))
         if not shards:
             raise ValueError(f"the folder {str(path)!r} holds no pictures, no tars and no metadata.csv")
         yield from shards
+
+
+def _table(path: Path, image_column: str | None, caption_column: str | None, rows: int) -> list[TableShard]:
+    shards = list(table_shards(path, _name(path), image_column, caption_column, rows))
+    if not shards:
+        raise ValueError(f"the table {str(path)!r} holds no rows")
+    return shards
 
 
 def _tar(path: Path, caption_column: str | None) -> TarShard:

@@ -9,7 +9,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -121,7 +121,7 @@ def _members(url: str, images: bool, captions: bool) -> Iterator[_Member]:
     kinds = (*IMAGE_SUFFIXES, *CAPTION_SUFFIXES, "json")
     read = (IMAGE_SUFFIXES if images else ()) + ((*CAPTION_SUFFIXES, "json") if captions else ())
     try:
-        with closing(_open(url)) as stream:
+        with _opened(url) as stream:
             size = os.fstat(stream.fileno()).st_size if is_local(url) else 0
             header = _header_class()
             archive = _archive(stream, size, header)
@@ -206,9 +206,19 @@ def is_local(url: str) -> bool:
     return not url.startswith("pipe:") and "://" not in url
 
 
-def _open(url: str) -> Any:
+@contextmanager
+def _opened(url: str) -> Iterator[Any]:
+    """A binary stream; closing one that was read to its end raises OSError if the command behind it failed."""
     if is_local(url):
-        return open(url, "rb")
-    from webdataset.gopen import gopen
+        stream = open(url, "rb")
+    else:
+        from webdataset.gopen import gopen
 
-    return gopen(url)
+        stream = gopen(url)
+    try:
+        yield stream
+    except BaseException:
+        with suppress(OSError):  # the first trouble is the one to tell: Ctrl-C ends the command too
+            stream.close()
+        raise
+    stream.close()
