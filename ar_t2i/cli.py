@@ -1,4 +1,4 @@
-"""The console script `ar-t2i` and the doors train.py and infer.py: a verb, its options, one clear line when they are wrong."""
+"""The console script `ar-t2i`, and what the doors train.py and infer.py call: a verb and its options."""
 
 import argparse
 import sys
@@ -9,9 +9,24 @@ from ar_t2i import __version__
 from ar_t2i.config import add_flags, from_flags, load
 
 VERBS: dict[str, tuple[str, str, str, str]] = {
-    "scenes": ("ar_t2i.data.scenes", "ScenesConfig", "write_scenes", "draw captioned pictures from a seed, as webdataset shards"),
-    "vocabulary": ("ar_t2i.data.corpus", "VocabularyConfig", "train_vocabulary", "train the joint vocabulary on captions"),
-    "preprocess": ("ar_t2i.data.preprocess", "PreprocessConfig", "preprocess", "captioned pictures to a tokenized dataset"),
+    "scenes": (
+        "ar_t2i.data.scenes",
+        "ScenesConfig",
+        "write_scenes",
+        "draw captioned pictures from a seed, as webdataset shards",
+    ),
+    "vocabulary": (
+        "ar_t2i.data.corpus",
+        "VocabularyConfig",
+        "train_vocabulary",
+        "train the joint vocabulary on captions",
+    ),
+    "preprocess": (
+        "ar_t2i.data.preprocess",
+        "PreprocessConfig",
+        "preprocess",
+        "captioned pictures to a tokenized dataset",
+    ),
     "tokenizer": ("ar_t2i.training.slots", "SlotTrainingConfig", "train_slots", "train an image tokenizer"),
     "train": ("ar_t2i.training.decoder", "TrainConfig", "train_decoder", "train the decoder on a tokenized dataset"),
     "infer": ("ar_t2i.infer", "InferConfig", "infer", "draw pictures of prompts"),
@@ -47,7 +62,7 @@ def _top_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ar-t2i",
         description="Autoregressive text-to-image over 1D image tokens.",
-        epilog=f"verbs:\n{lines}\n\nar-t2i VERB --help tells a verb's options; --debug shows the traceback of an error.",
+        epilog=f"verbs:\n{lines}\n\nar-t2i VERB --help tells a verb's options; --debug shows tracebacks.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
@@ -66,7 +81,9 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
     config_class = getattr(module, config_name)
     if takes_yaml:
         _yaml_arguments(parser, verb)
-        parser.epilog = "options of the yaml file, each also given as key=value: " + ", ".join(config_class.__dataclass_fields__)
+        parser.epilog = "options of the yaml file, each also given as key=value: " + ", ".join(
+            config_class.__dataclass_fields__
+        )
     else:
         add_flags(parser, config_class, POSITIONAL.get(verb))
     options = parser.parse_args(arguments)
@@ -90,9 +107,16 @@ def _yaml_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
         parser.add_argument("action", choices=["train"], help="what to do")
     parser.add_argument("--config", required=True, metavar="FILE", help="yaml file of the run")
     parser.add_argument(
-        "--resume", nargs="?", const="auto", default="", metavar="CHECKPOINT", help="go on from the newest checkpoint, or from this one"
+        "--resume",
+        nargs="?",
+        const="auto",
+        default="",
+        metavar="CHECKPOINT",
+        help="go on from the newest checkpoint, or from this one",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options in place of the file's, such as optim.lr=1e-3")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options in place of the file's, such as optim.lr=1e-3"
+    )
 
 
 def _quiet() -> None:

@@ -1,7 +1,7 @@
 """Options: yaml files, dotted overrides and command-line flags become frozen, typed dataclasses.
 
-A dataclass of options stands beside the code that reads it. The string literal under each field is its documentation, its
-``--help`` and the yaml reference at once.
+A dataclass of options stands beside the code that reads it. The string literal under each field is its documentation,
+its ``--help`` and the yaml reference at once.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def load(cls: type[Options], path: str | Path | None = None, overrides: Sequence
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"override {override!r} is not of the form key=value, for example optim.lr=1e-3")
-        _set_dotted(values, key.split("."), yaml.load(text, Loader=_Loader))
+        _set_dotted(values, key.split("."), yaml.load(text, Loader=_Loader) if text else "")
     return build(cls, values)
 
 
@@ -53,8 +53,11 @@ def build(cls: type[Options], values: Mapping[str, Any], where: str = "") -> Opt
     for key in values:
         if key not in known:
             nearest = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.0)
-            raise ValueError(f"unknown option {where}{key!s}; did you mean {where}{nearest[0]}?" if nearest else
-                             f"unknown option {where}{key!s}: {cls.__name__} takes none")
+            raise ValueError(
+                f"unknown option {where}{key!s}; did you mean {where}{nearest[0]}?"
+                if nearest
+                else f"unknown option {where}{key!s}: {cls.__name__} takes none"
+            )
     converted = {key: _convert(value, hints[key], f"{where}{key}") for key, value in values.items()}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -75,10 +78,10 @@ def field_docs(cls: type) -> dict[str, str]:
         if not dataclasses.is_dataclass(base):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for statement, following in zip(body, body[1:], strict=False):
-            is_doc = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and is_doc:
-                docs[statement.target.id] = inspect.cleandoc(str(following.value.value)).replace("\n", " ")
+        for pair in zip(body, body[1:], strict=False):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[name] = inspect.cleandoc(text).replace("\n", " ")
     return docs
 
 
@@ -118,7 +121,9 @@ class _Loader(yaml.SafeLoader):
     """Safe loader that reads 1e-3 as a number, which YAML 1.1 as PyYAML has it does not."""
 
 
-_Loader.yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.yaml_implicit_resolvers = {
+    first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),

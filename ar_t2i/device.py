@@ -21,7 +21,9 @@ def pick_device(name: str = "auto") -> "torch.device":
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}; try auto or cpu") from error
+        raise ValueError(
+            f"device={name!r} cannot be used here: {str(error).splitlines()[0]}; try auto or cpu"
+        ) from error
 
 
 def has_fast_bf16(device: "torch.device") -> bool:
@@ -34,7 +36,10 @@ def has_fast_bf16(device: "torch.device") -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: it hands large blocks back to the system at every step, half the time of training on a CPU."""
+    """Let glibc keep what is freed.
+
+    It hands large blocks back to the system at every step, which takes half the time of training on a CPU.
+    """
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt

@@ -1,10 +1,10 @@
 """Bundles: a folder, or a Hub repository, that holds everything `infer` needs.
 
-    config.json model.safetensors generation_config.json    a stock transformers causal LM
-    tokenizer.json tokenizer_config.json                    its vocabulary
-    image_tokenizer/config.json image_tokenizer/model.safetensors
-    ar_t2i.json                                             format version, sampling defaults, fingerprints
-    README.md                                               model card
+config.json model.safetensors generation_config.json    a stock transformers causal LM
+tokenizer.json tokenizer_config.json                    its vocabulary
+image_tokenizer/config.json image_tokenizer/model.safetensors
+ar_t2i.json                                             format version, sampling defaults, fingerprints
+README.md                                               model card
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ar_t2i.config import build
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from ar_t2i.model.build import embedding
 from ar_t2i.sampling.logits import SamplingConfig
 from ar_t2i.vocabulary import Vocabulary
 
@@ -128,9 +129,10 @@ def load_bundle(name: str | Path) -> Bundle:
             raise ValueError(f"{folder}: the {part} is not the one this bundle was made with; restore its files")
     if image_tokenizer.codebook_size > vocabulary.codebook_size:
         raise ValueError(
-            f"{folder}: the image tokenizer has {image_tokenizer.codebook_size} codes, the vocabulary {vocabulary.codebook_size}"
+            f"{folder}: the image tokenizer has {image_tokenizer.codebook_size} codes, "
+            f"the vocabulary {vocabulary.codebook_size}"
         )
-    embedded = model.get_input_embeddings().weight.shape[0]
+    embedded = embedding(model).shape[0]
     if embedded < vocabulary.size:
         raise ValueError(f"{folder}: the model embeds {embedded} ids, the vocabulary has {vocabulary.size}")
     sampling = build(SamplingConfig, facts.get("sampling", {}), f"{MANIFEST}: sampling.")
@@ -175,7 +177,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is no bundle: {MANIFEST} is missing or unreadable") from error
     if facts.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{folder}: bundle format {facts.get('format_version')!r}, this version reads {FORMAT_VERSION}; update ar_t2i"
+            f"{folder}: bundle format {facts.get('format_version')!r}, this version reads {FORMAT_VERSION}: "
+            "update ar_t2i"
         )
     return facts
 
@@ -186,7 +189,9 @@ def _image_tokenizer_folder(folder: Path) -> Path:
     if reference.is_file():
         return resolve(json.loads(reference.read_text(encoding="utf-8"))["repo_id"])
     if not path.is_dir():
-        raise ValueError(f"{folder}: the bundle has no image_tokenizer/ folder; expected config.json and model.safetensors there")
+        raise ValueError(
+            f"{folder}: the bundle has no image_tokenizer/ folder; expected config.json and model.safetensors there"
+        )
     return path
 
 
@@ -195,13 +200,16 @@ def _load_model(folder: Path) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no causal LM with safetensors weights could be loaded: {error}") from error
+    model, report = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             names = sorted(map(str, report[problem]))
-            raise ValueError(f"{folder}: {len(names)} {problem.replace('_keys', '')} tensors in the weights, the first {names[0]}")
+            raise ValueError(
+                f"{folder}: {len(names)} {problem.replace('_keys', '')} tensors in the weights, the first {names[0]}"
+            )
     return model

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,12 +12,20 @@ if TYPE_CHECKING:
 class ImageTokenizer(Protocol):
     """What an image tokenizer offers; `ar_t2i.slots` and `ar_t2i.titok` are its two makers."""
 
-    num_codes: int
-    """Codes of one picture, T."""
-    codebook_size: int
-    """Codes run from 0 to codebook_size - 1."""
-    image_size: int
-    """Height and width of a picture in pixels."""
+    @property
+    def num_codes(self) -> int:
+        """Codes of one picture, T."""
+        ...
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes run from 0 to codebook_size - 1."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of a picture in pixels."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -36,7 +44,7 @@ class ImageTokenizer(Protocol):
         """Write config.json and model.safetensors."""
         ...
 
-    def to(self, device: object) -> Self:
+    def to(self, device: Any) -> Self:
         """Move the weights."""
         ...
 

@@ -90,7 +90,13 @@ def infer(config: InferConfig) -> list[Path]:
     with clock("write"):
         labels = [prompt for prompt in prompts for _ in range(config.num_images)]
         facts = [
-            {"prompt": prompt, "seed": seed, **settings, "bundle": str(config.bundle or "shipped"), "version": __version__}
+            {
+                "prompt": prompt,
+                "seed": seed,
+                **settings,
+                "bundle": str(config.bundle or "shipped"),
+                "version": __version__,
+            }
             for prompt, seed in zip(labels, seeds, strict=True)
         ]
         paths = [_save(image, out, about) for image, about in zip(output.images, facts, strict=True)]
@@ -145,15 +151,23 @@ def _save(image: Image.Image, out: Path, about: dict[str, Any]) -> Path:
 
 
 def _report(
-    config: InferConfig, facts: list[dict[str, Any]], paths: list[Path], grid: Path | None, settings: dict[str, Any], seconds: dict[str, float]
+    config: InferConfig,
+    facts: list[dict[str, Any]],
+    paths: list[Path],
+    grid: Path | None,
+    settings: dict[str, Any],
+    seconds: dict[str, float],
 ) -> None:
     if config.json:
-        images = [{"prompt": about["prompt"], "seed": about["seed"], "path": str(path)} for about, path in zip(facts, paths, strict=True)]
+        images = [
+            {"prompt": about["prompt"], "seed": about["seed"], "path": str(path)}
+            for about, path in zip(facts, paths, strict=True)
+        ]
         result = {"images": images, "grid": str(grid) if grid else None, "settings": settings, "seconds": seconds}
         print(json.dumps(result, ensure_ascii=False))
         return
     for about, path in zip(facts, paths, strict=True):
-        print(f"{path}  \"{about['prompt']}\", seed {about['seed']}")
+        print(f'{path}  "{about["prompt"]}", seed {about["seed"]}')
     if grid:
         print(grid)
     stages = ", ".join(f"{stage} {taken:.2f} s" for stage, taken in seconds.items())

@@ -82,8 +82,8 @@ class TextToImagePipeline:
             temperature: 0 takes the most likely code at each step.
             top_k: keep only the k most likely codes; 0 keeps all.
             top_p: keep the most likely codes up to this chance; 1 keeps all.
-            generator: one for each picture, which then depends on its own prompt and generator alone, whatever else is in
-                the batch; or one that all pictures read in turn; None reads torch's own.
+            generator: one for each picture, which then depends on its own prompt and generator alone, whatever else
+                is in the batch; or one that all pictures read in turn; None reads torch's own.
             callback_on_step_end: called as `callback(pipe, step, step, {"codes": codes so far (B, step + 1)})`.
             output_type: "pil", "np" or "pt".
             batch_size: pictures drawn at a time.
@@ -93,7 +93,8 @@ class TextToImagePipeline:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         config = with_options(
-            self.sampling, {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+            self.sampling,
+            {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p},
         )
         if not prompts or not all(text.strip() for text in prompts):
             raise ValueError("the prompt is empty: expected some words; guidance_scale 0 draws without a caption")
@@ -114,7 +115,11 @@ class TextToImagePipeline:
         return TextToImageOutput(_convert(self.decode(codes_NT, batch_size), output_type), codes_NT)
 
     def draw_codes(
-        self, captions: Sequence[Sequence[int]], config: SamplingConfig, uniform_BT: Tensor, callback: Callback | None = None
+        self,
+        captions: Sequence[Sequence[int]],
+        config: SamplingConfig,
+        uniform_BT: Tensor,
+        callback: Callback | None = None,
     ) -> Tensor:
         """Codes (B, T) of one batch; row b reads the random numbers `uniform_BT[b]` in [0, 1)."""
 
@@ -123,12 +128,16 @@ class TextToImagePipeline:
                 callback(self, step, step, {"codes": codes_BS})
 
         num_codes = self.image_tokenizer.num_codes
-        return generate(self.model, self.vocabulary, captions, num_codes, config, uniform_BT, on_step if callback else None)
+        return generate(
+            self.model, self.vocabulary, captions, num_codes, config, uniform_BT, on_step if callback else None
+        )
 
     @torch.inference_mode()
     def decode(self, codes_NT: Tensor, batch_size: int = 32) -> Tensor:
         """Codes (N, T) to pictures (N, 3, S, S), float32 in [0, 1], on the CPU."""
-        parts = [self.image_tokenizer.decode(codes_NT[part]).float().cpu() for part in _slices(len(codes_NT), batch_size)]
+        parts = [
+            self.image_tokenizer.decode(codes_NT[part]).float().cpu() for part in _slices(len(codes_NT), batch_size)
+        ]
         return torch.cat(parts)
 
     def _uniform(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:

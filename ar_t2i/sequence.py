@@ -13,6 +13,7 @@ SOI and EOI have but one legal value, so they are no targets.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,6 @@ def sequence_text(caption: str, codes: Sequence[int]) -> str:
     return caption + START_OF_IMAGE + "".join(image_token(int(code)) for code in codes) + END_OF_IMAGE
 
 
-def sequence_length(caption_length: int, num_codes: int) -> int:
-    """Positions that a caption of so many ids and its picture take."""
+def sequence_length(caption_length: "int | np.ndarray", num_codes: int) -> Any:
+    """Positions that a caption of so many ids, or each of several, and its picture take."""
     return caption_length + num_codes + 2

@@ -1,6 +1,7 @@
 """The joint vocabulary: text, image codes and special tokens in one id space.
 
-It is a plain `PreTrainedTokenizerFast` in which every image code is one token, `<|image:0|>` ... `<|image:4095|>`. Where the
+It is a plain `PreTrainedTokenizerFast` in which every image code is one token, `<|image:0|>` ... `<|image:4095|>`.
+Where the
 blocks lie is read from the tokenizer by name, never assumed, so any tokenizer that has these names works. Only this
 module converts code to id and back.
 """
@@ -11,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,7 +67,9 @@ class Vocabulary:
             )
         self.size = max(ids.values()) + 1
         self.image_ids = np.array([ids[image_token(code)] for code in range(len(codes))], dtype=np.int64)
-        special = {ids[token] for token in SPECIAL_TOKENS} | set(tokenizer.all_special_ids) | set(self.image_ids.tolist())
+        special = (
+            {ids[token] for token in SPECIAL_TOKENS} | set(tokenizer.all_special_ids) | set(self.image_ids.tolist())
+        )
         self.text_ids = np.array(sorted(set(ids.values()) - special), dtype=np.int64)
         self.pad_id: int = ids[PAD]
         self.start_of_image_id: int = ids[START_OF_IMAGE]
@@ -93,7 +96,11 @@ class Vocabulary:
 
     @classmethod
     def train(
-        cls, captions: Iterable[str], size: int = VOCABULARY_SIZE, codebook_size: int = CODEBOOK_SIZE, min_frequency: int = 2
+        cls,
+        captions: Iterable[str],
+        size: int = VOCABULARY_SIZE,
+        codebook_size: int = CODEBOOK_SIZE,
+        min_frequency: int = 2,
     ) -> "Vocabulary":
         """Train a byte-level BPE on captions, read once; memory grows with distinct words, not with captions.
 
@@ -110,7 +117,9 @@ class Vocabulary:
 
         fixed = [*SPECIAL_TOKENS, *(image_token(code) for code in range(codebook_size))]
         if size < len(fixed) + 256:
-            raise ValueError(f"size={size}: expected at least {len(fixed) + 256} ({len(fixed)} special and image, 256 bytes)")
+            raise ValueError(
+                f"size={size}: expected at least {len(fixed) + 256} ({len(fixed)} special and image, 256 bytes)"
+            )
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
         tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -143,10 +152,14 @@ class Vocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 hex of the tokenizer's rules: equal fingerprints give equal ids."""
-        rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        rules = json.loads(self._rules())
         rules.pop("truncation", None)
         rules.pop("padding", None)
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+    def _rules(self) -> str:
+        backend: Any = self.tokenizer.backend_tokenizer
+        return backend.to_str()
 
     @property
     def codebook_size(self) -> int:
@@ -155,10 +168,10 @@ class Vocabulary:
 
     @cached_property
     def _captions(self) -> "Tokenizer":
-        """A copy of the tokenizer that reads the text of a special token as plain text, so no caption can inject one."""
+        """A copy that reads the text of a special token as plain text, so that no caption can inject one."""
         from tokenizers import Tokenizer
 
-        backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        backend = Tokenizer.from_str(self._rules())
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
@@ -172,8 +185,8 @@ class Vocabulary:
     def encode_caption_with_dropout(self, caption: str, dropout: float, rng: np.random.Generator) -> list[int]:
         """One caption to ids by BPE-dropout (arXiv 1910.13267): each possible merge is skipped with chance `dropout`.
 
-        The tokenizers library draws its dropout from a hidden random state; this one draws from `rng`, so that a run can
-        be repeated. With `dropout` 0 it equals `encode_captions`.
+        The tokenizers library draws its dropout from a hidden random state; this one draws from `rng`, so that a run
+        can be repeated. With `dropout` 0 it equals `encode_captions`.
 
         Raises:
             ValueError: the tokenizer is not a byte-level BPE.
@@ -185,7 +198,9 @@ class Vocabulary:
         symbols = list(word)
         ranks, ids = self._merges
         while len(symbols) > 1:
-            found = [(ranks[pair], i) for i in range(len(symbols) - 1) if (pair := (symbols[i], symbols[i + 1])) in ranks]
+            found = [
+                (ranks[pair], i) for i in range(len(symbols) - 1) if (pair := (symbols[i], symbols[i + 1])) in ranks
+            ]
             if found and dropout > 0:
                 kept = rng.random(len(found)) >= dropout
                 found = [item for item, keep in zip(found, kept, strict=True) if keep]

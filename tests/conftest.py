@@ -76,12 +76,14 @@ def image_tokenizer_folder(image_tokenizer, tmp_path_factory) -> Path:
 def model(vocabulary):
     from ar_t2i.model.build import ModelConfig, build_model
 
-    return build_model(ModelConfig(hidden_size=64, num_layers=2, intermediate_size=128, head_dim=32), vocabulary, seed=0).eval()
+    return build_model(
+        ModelConfig(hidden_size=64, num_layers=2, intermediate_size=128, head_dim=32), vocabulary, seed=0
+    ).eval()
 
 
 @pytest.fixture(scope="session")
 def tokenized(vocabulary, tmp_path_factory) -> Path:
-    """A tokenized dataset in the published schema: distinct captions, random codes; 192 rows to train, 64 to validate."""
+    """A tokenized dataset in the published schema: distinct captions, random codes; 192 + 64 rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -114,7 +116,14 @@ def run_options(tokenized, vocabulary_folder, image_tokenizer_folder, tmp_path) 
         "data": {"dataset": str(tokenized), "batch_size": 16, "workers": 0},
         "model": {"hidden_size": 64, "num_layers": 2, "intermediate_size": 128, "head_dim": 32},
         "optim": {"lr": 3e-3, "warmup_steps": 5},
-        "loop": {"steps": 8, "precision": "fp32", "log_every": 1, "evaluate_every": 4, "checkpoint_every": 4, "trackers": []},
+        "loop": {
+            "steps": 8,
+            "precision": "fp32",
+            "log_every": 1,
+            "evaluate_every": 4,
+            "checkpoint_every": 4,
+            "trackers": [],
+        },
         "samples": {"every": 4, "prompts": ["a red bird", "a blue fish at night"], "num_images": 2},
     }
 

@@ -57,7 +57,9 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def output_of(*command):
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""})
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -67,6 +69,8 @@ def test_import_and_help_load_no_heavy_library():
     heavy = "{'torch', 'transformers', 'datasets', 'PIL', 'numpy'} & set(sys.modules)"
     out = output_of("-c", f"import sys, ar_t2i; print({heavy})")
     assert out.strip() == "set()"
-    script = f"import sys; from ar_t2i.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    print({heavy})"
+    script = (
+        f"import sys; from ar_t2i.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    print({heavy})"
+    )
     out = output_of("-c", script)
     assert out.strip().endswith("set()") and "preprocess" in out

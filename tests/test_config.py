@@ -34,7 +34,9 @@ class Outer:
 def test_yaml_then_overrides(tmp_path):
     (tmp_path / "run.yaml").write_text("output: runs/a\nsteps: 5\ninner: {lr: 1e-4, names: [a, b]}\n")
     options = load(Outer, tmp_path / "run.yaml", ["inner.lr=2e-5", "limit=3", "flag=true", "kind=wsd"])
-    assert options == Outer(output="runs/a", steps=5, kind="wsd", limit=3, flag=True, inner=Inner(lr=2e-5, names=("a", "b")))
+    assert options == Outer(
+        output="runs/a", steps=5, kind="wsd", limit=3, flag=True, inner=Inner(lr=2e-5, names=("a", "b"))
+    )
 
 
 def test_what_is_written_reads_back_equal(tmp_path):

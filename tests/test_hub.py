@@ -4,7 +4,14 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from ar_t2i.hub import load_bundle, replace_directory, resolve, save_bundle
 from ar_t2i.pipeline import TextToImagePipeline
@@ -14,7 +21,9 @@ from ar_t2i.vocabulary import SPECIAL_TOKENS, Vocabulary, image_token
 
 @pytest.fixture
 def bundle_folder(model, vocabulary, image_tokenizer, tmp_path):
-    return save_bundle(tmp_path / "bundle", model, vocabulary, image_tokenizer, SamplingConfig(guidance_scale=2, top_k=9), "# card\n")
+    return save_bundle(
+        tmp_path / "bundle", model, vocabulary, image_tokenizer, SamplingConfig(guidance_scale=2, top_k=9), "# card\n"
+    )
 
 
 def test_round_trip(bundle_folder, model, image_tokenizer, vocabulary):
@@ -33,8 +42,8 @@ def test_the_root_is_a_stock_checkpoint(bundle_folder, model):
     assert AutoTokenizer.from_pretrained(bundle_folder)("<|image:7|>").input_ids == [9 + 7]
     files = {path.relative_to(bundle_folder).as_posix() for path in bundle_folder.rglob("*") if path.is_file()}
     assert files == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "ar_t2i.json",
-        "README.md", "image_tokenizer/config.json", "image_tokenizer/model.safetensors",
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "ar_t2i.json", "README.md", "image_tokenizer/config.json", "image_tokenizer/model.safetensors",
     }  # fmt: skip
 
 
@@ -49,12 +58,20 @@ def test_other_architectures_and_other_orders_of_the_blocks(architecture, image_
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(["a red bird"] * 9, trainers.BpeTrainer(special_tokens=fixed, initial_alphabet=alphabet, show_progress=False))
+    backend.train_from_iterator(
+        ["a red bird"] * 9, trainers.BpeTrainer(special_tokens=fixed, initial_alphabet=alphabet, show_progress=False)
+    )
     vocabulary = Vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|pad|>"))
     assert vocabulary.codes_to_ids([0, 4095]).tolist() == [4095, 0]
     torch.manual_seed(0)
     if architecture == "llama":
-        size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        size = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
         model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary.size, **size))
     else:
         model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary.size, n_embd=32, n_layer=2, n_head=2))
@@ -105,7 +122,9 @@ def test_what_is_missing_or_foreign_is_named(bundle_folder, vocabulary, tmp_path
 def test_an_image_tokenizer_by_reference(bundle_folder, image_tokenizer_folder):
     shutil.rmtree(bundle_folder / "image_tokenizer")
     (bundle_folder / "image_tokenizer").mkdir()
-    (bundle_folder / "image_tokenizer" / "reference.json").write_text(json.dumps({"repo_id": str(image_tokenizer_folder)}))
+    (bundle_folder / "image_tokenizer" / "reference.json").write_text(
+        json.dumps({"repo_id": str(image_tokenizer_folder)})
+    )
     assert load_bundle(bundle_folder).image_tokenizer.num_codes == 32
 
 

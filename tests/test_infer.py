@@ -21,11 +21,31 @@ def run(bundle, tmp_path, *arguments):
 
 
 def test_pictures_with_their_settings_inside(bundle, tmp_path, capsys):
-    assert run(bundle, tmp_path, "a red bird", "fish & chips!", "--num-images", "2", "--seed", "5", "--top-k", "40", "--grid") == 0
+    assert (
+        run(
+            bundle,
+            tmp_path,
+            "a red bird",
+            "fish & chips!",
+            "--num-images",
+            "2",
+            "--seed",
+            "5",
+            "--top-k",
+            "40",
+            "--grid",
+        )
+        == 0
+    )
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["a-red-bird-5.png", "a-red-bird-6.png", "fish-chips-5.png", "fish-chips-6.png", "grid.png"]
     about = read_metadata(tmp_path / "out" / "fish-chips-6.png")
-    assert about["prompt"] == "fish & chips!" and about["seed"] == 6 and about["top_k"] == 40 and about["guidance_scale"] == 2
+    assert (
+        about["prompt"] == "fish & chips!"
+        and about["seed"] == 6
+        and about["top_k"] == 40
+        and about["guidance_scale"] == 2
+    )
     with Image.open(tmp_path / "out" / "grid.png") as grid:
         assert grid.size == (2 * 64 + 4, 2 * 64 + 4)
     printed = capsys.readouterr()

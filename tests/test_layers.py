@@ -1,4 +1,4 @@
-"""The house rules of DESIGN: a module imports only from layers below its own, its own folder, or a file named above it."""
+"""A module imports only from layers below its own, its own folder, or a file named above it in its layer."""
 
 import ast
 import subprocess
@@ -16,7 +16,13 @@ LAYERS = [
     ["web"],
     ["cli"],
 ]
-LAZY = {("image_tokenizer", "slots"), ("image_tokenizer", "titok"), ("__init__", "pipeline"), ("__init__", "vocabulary"), ("__init__", "image_tokenizer")}
+LAZY = {
+    ("image_tokenizer", "slots"),
+    ("image_tokenizer", "titok"),
+    ("__init__", "pipeline"),
+    ("__init__", "vocabulary"),
+    ("__init__", "image_tokenizer"),
+}
 """The loader picks its maker when it is called; the package gives its public names when they are asked for."""
 PLACE = {room: (floor, number) for floor, rooms in enumerate(LAYERS) for number, room in enumerate(rooms)}
 
@@ -31,7 +37,11 @@ def imports() -> list[tuple[str, str, str]]:
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         relative = path.relative_to(PACKAGE.parent).with_suffix("")
-        own = room_of(".".join(part for part in relative.parts if part != "__init__") if len(relative.parts) > 2 else ".".join(relative.parts))
+        own = room_of(
+            ".".join(part for part in relative.parts if part != "__init__")
+            if len(relative.parts) > 2
+            else ".".join(relative.parts)
+        )
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
             if isinstance(node, ast.ImportFrom):
@@ -55,7 +65,9 @@ def test_layers_hold():
 
 def modules() -> list[str]:
     paths = sorted(PACKAGE.rglob("*.py"))
-    return [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return [
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in paths
+    ]
 
 
 def test_every_module_imports_with_base_dependencies_alone():

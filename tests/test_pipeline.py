@@ -50,7 +50,12 @@ def test_options_win_over_the_bundles_defaults(pipe):
 
 def test_callback(pipe):
     seen = []
-    pipe("a bird", callback_on_step_end=lambda pipeline, step, timestep, values: seen.append((pipeline is pipe, step, values["codes"].shape)))
+    pipe(
+        "a bird",
+        callback_on_step_end=lambda pipeline, step, timestep, values: seen.append(
+            (pipeline is pipe, step, values["codes"].shape)
+        ),
+    )
     assert seen == [(True, step, (1, step + 1)) for step in range(32)]
 
 

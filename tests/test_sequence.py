@@ -11,7 +11,9 @@ def test_a_sequence_is_its_prompt_and_the_picture(vocabulary):
     prompt = prompt_ids(vocabulary, caption)
     assert len(ids) == sequence_length(len(caption), 32)
     assert ids[: len(prompt)].tolist() == prompt.tolist() and prompt[-1] == vocabulary.start_of_image_id
-    assert ids[len(prompt) : -1].tolist() == vocabulary.image_ids[:32].tolist() and ids[-1] == vocabulary.end_of_image_id
+    assert (
+        ids[len(prompt) : -1].tolist() == vocabulary.image_ids[:32].tolist() and ids[-1] == vocabulary.end_of_image_id
+    )
 
 
 def test_text_as_published():

@@ -45,12 +45,18 @@ def test_reference_captions_come_back_exactly(shipped, shared):
     with (shared / "data/captions/PartiPrompts.tsv").open() as file:
         captions += [row["Prompt"] for row in csv.DictReader(file, delimiter="\t")]
     assert len(captions) == 31_632
-    wrong = [text for text, ids in zip(captions, shipped.encode_captions(captions), strict=True) if shipped.decode_caption(ids) != text]
+    wrong = [
+        text
+        for text, ids in zip(captions, shipped.encode_captions(captions), strict=True)
+        if shipped.decode_caption(ids) != text
+    ]
     assert wrong == []
 
 
 def test_a_caption_cannot_inject_a_special_token(shipped):
-    special = {shipped.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS} | set(shipped.image_ids.tolist())
+    special = {shipped.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS} | set(
+        shipped.image_ids.tolist()
+    )
     checked = 0
     for token in (*SPECIAL_TOKENS, *map(image_token, range(0, 4096, 37))):
         ids = shipped.encode_captions([f"a {token} bird"])[0]
@@ -86,7 +92,9 @@ def test_bpe_dropout(vocabulary):
     assert [vocabulary.encode_caption_with_dropout(text, 0.0, rng) for text in captions] == plain
     seen = {tuple(vocabulary.encode_caption_with_dropout(captions[0], 0.3, rng)) for _ in range(50)}
     assert len(seen) > 10 and {vocabulary.decode_caption(ids) for ids in seen} == {captions[0]}
-    first, second = (vocabulary.encode_caption_with_dropout(captions[1], 0.5, np.random.default_rng(3)) for _ in range(2))
+    first, second = (
+        vocabulary.encode_caption_with_dropout(captions[1], 0.5, np.random.default_rng(3)) for _ in range(2)
+    )
     assert first == second
     letters = vocabulary.encode_caption_with_dropout("bird", 1.0, rng)
     assert len(letters) == 4

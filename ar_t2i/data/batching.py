@@ -1,8 +1,11 @@
 """Which rows stand in which batch, as a pure function of seed and position, and how a batch is laid out.
 
-Each epoch is a seeded permutation of the rows, dealt to the processes in turn. A process takes the rows of `POOL` micro-batches at
-a time, never of two epochs, builds their sequences, sorts them by length, cuts them into micro-batches and shuffles these: so rows of
-like length stand together and little is padding, dropout of captions and merges included. Every row comes at least once an epoch; the last batches
+Each epoch is a seeded permutation of the rows, dealt to the processes in turn. A process takes the rows of `POOL`
+micro-batches at
+a time, never of two epochs, builds their sequences, sorts them by length, cuts them into micro-batches and shuffles
+these: so rows of
+like length stand together and little is padding, dropout of captions and merges included. Every row comes at least
+once an epoch; the last batches
 are filled up from the epoch's start. Nothing is kept between steps, so a resumed run goes on exactly where it stopped.
 
     input_ids   a  red  bird  SOI  c0 ... c31  EOI  pad  pad
@@ -27,13 +30,21 @@ Batch = dict[str, Tensor]
 
 
 class BatchStream(torch.utils.data.Dataset):
-    """The endless stream of micro-batches of one process; item j of this dataset is its j-th pool, a list of micro-batches.
+    """The endless stream of micro-batches of one process; item j of this dataset is its j-th pool.
 
     Attributes:
         steps_per_epoch: optimizer steps in which every row comes at least once.
     """
 
-    def __init__(self, dataset: TokenizedDataset, batch_size: int, accumulation: int = 1, rank: int = 0, world: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        dataset: TokenizedDataset,
+        batch_size: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+    ):
         """Deal the rows.
 
         Args:

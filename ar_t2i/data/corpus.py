@@ -17,7 +17,7 @@ class VocabularyConfig:
     """Train the joint vocabulary: 9 special, 4096 image and up to 25,895 text ids."""
 
     sources: tuple[str, ...] = ()
-    """Webdataset tars (braces, globs, urls), folders, csv, tsv, jsonl or parquet files, or Hub datasets as owner/name."""
+    """Tars (braces, globs, urls), folders, csv, tsv, jsonl or parquet files, or Hub datasets as owner/name."""
     out: str
     """Folder for the tokenizer files."""
     size: int = VOCABULARY_SIZE
@@ -60,7 +60,9 @@ def train_vocabulary(config: VocabularyConfig) -> Vocabulary:
 
 def iterate_corpus(config: VocabularyConfig) -> Iterator[str]:
     """All captions of a config, in constant memory."""
-    hub = [source for source in config.sources if re.fullmatch(r"[\w-]+/[\w.-]+", source) and not Path(source).exists()]
+    hub = [
+        source for source in config.sources if re.fullmatch(r"[\w-]+/[\w.-]+", source) and not Path(source).exists()
+    ]
     local = [source for source in config.sources if source not in hub]
     files = iterate_captions(expand_sources(local, caption_column=config.column)) if local else iter(())
     return chain(files, *(_hub_captions(name, config) for name in hub), _scene_captions(config.scenes))
@@ -68,16 +70,19 @@ def iterate_corpus(config: VocabularyConfig) -> Iterator[str]:
 
 def _hub_captions(name: str, config: VocabularyConfig) -> Iterator[str]:
     import datasets
+    from datasets.exceptions import DatasetNotFoundError
 
     try:
         rows = datasets.load_dataset(name, split=config.split, streaming=True)
         names = [config.column] if config.column else ["caption", "text", "prompt"]
         first = next(iter(rows.take(1)))
-    except (OSError, ValueError, StopIteration, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError, StopIteration, DatasetNotFoundError) as error:
         raise ValueError(f"cannot read the Hub dataset {name!r}, split {config.split!r}: {error}") from error
     column = next((known for known in names if known in first), None)
     if column is None:
-        raise ValueError(f"the Hub dataset {name!r} has no column {' or '.join(names)}; it has {sorted(first)}: give --column")
+        raise ValueError(
+            f"the Hub dataset {name!r} has no column {' or '.join(names)}; it has {sorted(first)}: give --column"
+        )
     for row in rows.select_columns([column]):
         caption = clean_caption(row[column] or "")
         if not isinstance(caption, Reason):

@@ -1,7 +1,7 @@
 """A tokenized dataset as training examples: validated once, memory-mapped, any row at any time.
 
-The ids of the text come from the `text` column and this run's vocabulary, never from `text_tokens`, whose ids mean nothing in
-another vocabulary.
+The ids of the text come from the `text` column and this run's vocabulary, never from `text_tokens`, whose ids mean
+nothing in another vocabulary.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ CODES, TEXT = "image_tokens", "text"
 class TokenizedDataset:
     """Rows of a tokenized dataset as sequences of ids.
 
-    Row i in epoch e is the same whoever asks and whenever: its caption dropout and BPE-dropout are drawn from (seed, e, i).
+    Row i in epoch e is the same whoever asks and whenever: its caption dropout and BPE-dropout are drawn from (seed,
+    e, i).
 
     Attributes:
         num_codes: codes of a picture, T.
@@ -53,7 +54,8 @@ class TokenizedDataset:
             seed: of both dropouts.
 
         Raises:
-            ValueError: no rows, missing columns, a row with too few or too many codes, a code out of range; the row is named.
+            ValueError: no rows, missing columns, a row with too few or too many codes, a code out of range; the row
+                is named.
         """
         missing = {CODES, TEXT} - set(rows.column_names)
         if missing:
@@ -88,7 +90,9 @@ class TokenizedDataset:
     def code_entropy(self, most_rows: int = 100_000) -> float:
         """Entropy in nats of the codes' frequencies: the image loss of a model that knows only these."""
         sample = self.rows.select(range(min(most_rows, len(self))))
-        counts = np.bincount(np.concatenate(sample.with_format("numpy")["codes"][:]), minlength=self.vocabulary.codebook_size)
+        counts = np.bincount(
+            np.concatenate(sample.with_format("numpy")["codes"][:]), minlength=self.vocabulary.codebook_size
+        )
         chances = counts[counts > 0] / counts.sum()
         return float(-(chances * np.log(chances)).sum())
 
@@ -100,8 +104,9 @@ def load_rows(source: str | Path, split: str, limit: int = 0) -> "datasets.Datas
         ValueError: nothing there, or no such split.
     """
     import datasets
+    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
-    known = (OSError, ValueError, datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError)
+    known = (OSError, ValueError, DatasetNotFoundError, DataFilesNotFoundError)
     try:
         if str(source).endswith(".parquet"):
             rows = datasets.load_dataset("parquet", data_files={split: str(source)}, split=split)
@@ -146,7 +151,9 @@ def _check_codes(codes: Sequence[int], index: int, num_codes: int, codebook_size
         raise ValueError(f"row {index} has {len(codes)} codes, expected {num_codes}; preprocess this shard again")
     if min(codes) < 0 or max(codes) >= codebook_size:
         wrong = min(codes) if min(codes) < 0 else max(codes)
-        raise ValueError(f"row {index} has the code {wrong}, expected 0..{codebook_size - 1}: another image tokenizer's data?")
+        raise ValueError(
+            f"row {index} has the code {wrong}, expected 0..{codebook_size - 1}: another image tokenizer's data?"
+        )
 
 
 def _numpy_column(rows: "datasets.Dataset", name: str) -> np.ndarray:

@@ -1,12 +1,12 @@
 """From a config to a decoder: a stock transformers model, from scratch or from any causal LM.
 
-From scratch it is a `Qwen3ForCausalLM`: rotary positions, QK-norm, SwiGLU, tied embeddings. Nothing of ours is in the model, so
-the checkpoint loads wherever transformers checkpoints load.
+From scratch it is a `Qwen3ForCausalLM`: rotary positions, QK-norm, SwiGLU, tied embeddings. Nothing of ours is in the
+model, so the checkpoint loads wherever transformers checkpoints load.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -56,7 +56,8 @@ class ModelConfig:
                 raise ValueError(f"model.{name}={value}: expected at least 1")
         if self.dimensions["hidden_size"] % self.dimensions["head_dim"]:
             raise ValueError(
-                f"model.hidden_size={self.dimensions['hidden_size']}: expected a multiple of head_dim={self.dimensions['head_dim']}"
+                f"model.hidden_size={self.dimensions['hidden_size']}: "
+                f"expected a multiple of head_dim={self.dimensions['head_dim']}"
             )
 
     @property
@@ -133,9 +134,20 @@ def check_head(model: "PreTrainedModel") -> None:
 
 def head_logits(hidden_ND: Tensor, model: "PreTrainedModel", rows_K: slice | Tensor) -> Tensor:
     """Logits (N, K) of just some ids: hidden states times those rows of the output matrix."""
-    head = model.get_output_embeddings()
-    bias = getattr(head, "bias", None)
-    return nn.functional.linear(hidden_ND, head.weight[rows_K], None if bias is None else bias[rows_K])
+    head = output_layer(model)
+    return nn.functional.linear(hidden_ND, head.weight[rows_K], None if head.bias is None else head.bias[rows_K])
+
+
+def output_layer(model: "PreTrainedModel") -> nn.Linear:
+    """The layer that turns hidden states into logits, with weight (V, D)."""
+    layer: Any = model.get_output_embeddings()
+    return layer
+
+
+def embedding(model: "PreTrainedModel") -> nn.Parameter:
+    """The table of input embeddings, (V, D)."""
+    layer: Any = model.get_input_embeddings()
+    return layer.weight
 
 
 def as_rows(ids_K: np.ndarray) -> slice | Tensor:
@@ -155,7 +167,9 @@ def add_residual_dropout(model: "PreTrainedModel", dropout: float) -> None:
         return
     branches = [module for name, module in model.named_modules() if name.endswith((".o_proj", ".down_proj"))]
     if not branches:
-        raise ValueError(f"model.dropout={dropout}: {type(model).__name__} has no o_proj and down_proj layers; set it to 0")
+        raise ValueError(
+            f"model.dropout={dropout}: {type(model).__name__} has no o_proj and down_proj layers; set it to 0"
+        )
     for branch in branches:
         branch.register_forward_hook(lambda module, _, output: nn.functional.dropout(output, dropout, module.training))
 
@@ -167,10 +181,12 @@ def _extend(source: str, vocabulary: Vocabulary, seed: int) -> "PreTrainedModel"
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         kind = "folder" if Path(source).is_dir() else "folder or Hub id"
-        raise ValueError(f"model.init_from={source!r}: no causal LM could be loaded from this {kind}: {error}") from error
+        raise ValueError(
+            f"model.init_from={source!r}: no causal LM could be loaded from this {kind}: {error}"
+        ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if vocabulary.size > model.get_input_embeddings().weight.shape[0]:
+        if vocabulary.size > embedding(model).shape[0]:
             model.resize_token_embeddings(vocabulary.size, mean_resizing=True)
     model.config.pad_token_id = vocabulary.pad_id
     model.config.eos_token_id = vocabulary.end_of_image_id

@@ -1,8 +1,8 @@
 """Cross-entropy over modality-masked logits.
 
 A position whose target is an image code chooses among the image ids only, one whose target is text among the text ids
-only. That equals the full softmax with -inf on the other ids, and is computed exactly and cheaply: just those positions times just
-those rows of the output matrix. Special tokens are no targets (`ar_t2i.sequence`).
+only. That equals the full softmax with -inf on the other ids, and is computed exactly and cheaply: just those
+positions times just those rows of the output matrix. Special tokens are no targets (`ar_t2i.sequence`).
 
 Shapes: B batch, T sequence, D width, V vocabulary, N targets of one modality, K ids of one modality.
 """
@@ -44,8 +44,8 @@ class DecoderWithLoss(nn.Module):
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Sums over targets, not means, so that they add up over micro-batches and processes.
 
-        Padding stands behind every real token and attention is causal, so no real position ever sees it and no attention
-        mask is needed.
+        Padding stands behind every real token and attention is causal, so no real position ever sees it and no
+        attention mask is needed.
 
         Args:
             input_ids: (B, T) int64.
@@ -71,7 +71,9 @@ class DecoderWithLoss(nn.Module):
         kind_BT = self.kind_of_id[labels[:, 1:].clamp_min(0)].masked_fill(labels[:, 1:] == IGNORED, 0)
         return kind_BT == _IMAGE, kind_BT == _TEXT
 
-    def _sums(self, hidden_BTD: Tensor, next_BT: Tensor, chosen_BT: Tensor, rows_K: slice | Tensor) -> tuple[Tensor, Tensor]:
+    def _sums(
+        self, hidden_BTD: Tensor, next_BT: Tensor, chosen_BT: Tensor, rows_K: slice | Tensor
+    ) -> tuple[Tensor, Tensor]:
         logits_NK = head_logits(hidden_BTD[chosen_BT], self.model, rows_K)
         logits_NK = logits_NK if logits_NK.dtype == torch.float64 else logits_NK.float()
         loss = nn.functional.cross_entropy(logits_NK, self.row_of_id[next_BT[chosen_BT]], reduction="sum")

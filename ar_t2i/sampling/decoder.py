@@ -1,7 +1,7 @@
 """The sampling loop: prefill the captions once, then one step a code with a key-value cache.
 
-Captions of any length stand in one batch, padded on the left; with guidance, the unconditional rows stand below the conditional ones,
-so that one forward serves both:
+Captions of any length stand in one batch, padded on the left; with guidance, the unconditional rows stand below the
+conditional ones, so that one forward serves both:
 
     keys        pad  pad  a    bird SOI | code 0  code 1 ...
     picture 0   .    .    x    x    x   | x       x
@@ -91,7 +91,10 @@ def check_length(model: "PreTrainedModel", captions: Sequence[Sequence[int]], nu
     context = model.config.max_position_embeddings
     if sequence_length(longest, num_codes) > context:
         room = context - sequence_length(0, num_codes)
-        raise ValueError(f"the prompt has {longest} ids, expected at most {room}: shorten it (context {context}, picture {num_codes})")
+        raise ValueError(
+            f"the prompt has {longest} ids, expected at most {room}: shorten it "
+            f"(context {context}, picture {num_codes})"
+        )
 
 
 def _forward(model: "PreTrainedModel", input_RP: Tensor, mask_RP: Tensor, cache: object) -> Tensor:

@@ -48,7 +48,7 @@ def keep_top_k(logits_BK: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits_BK: Tensor, p: float) -> Tensor:
-    """-inf on codes outside the smallest set whose chances reach p (nucleus, arXiv 1904.09751); the largest always stays."""
+    """-inf on codes outside the smallest set whose chances reach p (nucleus, arXiv 1904.09751)."""
     if p == 1:
         return logits_BK
     values, order = logits_BK.sort(dim=-1, descending=True, stable=True)

@@ -2,7 +2,8 @@
 
     checkpoints/step-000200/  model.safetensors  ema.safetensors  optimizer.pt  state.json
 
-Random states and the data position are functions of the seed and the step (`BatchStream`, `seed_step`), so the step stands for them.
+Random states and the data position are functions of the seed and the step (`BatchStream`, `seed_step`), so the step
+stands for them.
 """
 
 import json
@@ -46,13 +47,12 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(
-    path: Path, facts: dict[str, Any], model: nn.Module, ema: nn.Module | None, optimizer: Any
-) -> int:
+def load_checkpoint(path: Path, facts: dict[str, Any], model: nn.Module, ema: nn.Module | None, optimizer: Any) -> int:
     """Load a checkpoint into the given objects; returns the number of optimizer steps done.
 
     Raises:
-        ValueError: not a checkpoint, or one of a run with other data, vocabulary, seed or batch; the difference is named.
+        ValueError: not a checkpoint, or one of a run with other data, vocabulary, seed or batch; the difference is
+            named.
     """
     try:
         state = json.loads((path / "state.json").read_text())

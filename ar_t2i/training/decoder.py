@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,15 @@ from ar_t2i.data.batching import Batch, BatchStream, collate
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
 from ar_t2i.hub import Bundle, resolve, save_bundle
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
-from ar_t2i.model.build import ModelConfig, add_residual_dropout, build_model, check_head, load_vocabulary_for
+from ar_t2i.model.build import (
+    ModelConfig,
+    add_residual_dropout,
+    build_model,
+    check_head,
+    embedding,
+    load_vocabulary_for,
+    output_layer,
+)
 from ar_t2i.model.loss import DecoderWithLoss
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sequence import sequence_length
@@ -25,6 +33,9 @@ from ar_t2i.training.loop import LoopConfig, make_accelerator, train
 from ar_t2i.training.optim import OptimConfig
 from ar_t2i.training.samples import SamplesConfig, draw_samples, write_table
 from ar_t2i.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +68,13 @@ class DataConfig:
         for name in ("caption_dropout", "bpe_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: expected 0 to 1")
-        for name, low in (("batch_size", 1), ("max_caption_length", 1), ("workers", 0), ("limit", 0), ("validation_rows", 1)):
+        for name, low in (
+            ("batch_size", 1),
+            ("max_caption_length", 1),
+            ("workers", 0),
+            ("limit", 0),
+            ("validation_rows", 1),
+        ):
             if getattr(self, name) < low:
                 raise ValueError(f"data.{name}={getattr(self, name)}: expected at least {low}")
 
@@ -110,30 +127,24 @@ class DecoderTask:
             self.rows = self._dataset(config.data.train_split, config.data.limit, dropout=True)
             has_validation = bool(config.data.validation_split)
             self.validation = (
-                self._dataset(config.data.validation_split, config.data.validation_rows, dropout=False) if has_validation else None
+                self._dataset(config.data.validation_split, config.data.validation_rows, dropout=False)
+                if has_validation
+                else None
             )
         if self.rows.truncated:
-            accelerator.print(f"{self.rows.truncated:,} of {len(self.rows):,} captions are cut to {config.data.max_caption_length} ids")
-        model = build_model(config.model, self.vocabulary, config.seed)
-        check_head(model)
-        add_residual_dropout(model, config.model.dropout)
-        longest = sequence_length(config.data.max_caption_length, self.rows.num_codes)
-        if longest > model.config.max_position_embeddings:
-            raise ValueError(
-                f"data.max_caption_length={config.data.max_caption_length} makes sequences of {longest} ids, the model has "
-                f"{model.config.max_position_embeddings} positions: lower it, or raise model.max_positions"
-            )
-        if config.gradient_checkpointing:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # the new name is not in the oldest version that works
-                model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.module, self.trained = DecoderWithLoss(model.train(), self.vocabulary), model
-        self.no_decay = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+            cut, longest = f"{self.rows.truncated:,} of {len(self.rows):,}", config.data.max_caption_length
+            accelerator.print(f"{cut} captions are cut to {longest} ids")
+        model = _make_model(config, self.vocabulary, self.rows.num_codes)
+        self.module, self.trained = DecoderWithLoss(model, self.vocabulary), model
+        self.no_decay = [embedding(model), output_layer(model).weight]
         self.stream = BatchStream(
             self.rows, config.data.batch_size, config.loop.gradient_accumulation_steps,
             accelerator.process_index, accelerator.num_processes, config.seed,
         )  # fmt: skip
-        self.lines = {"image_loss_chance": math.log(self.vocabulary.codebook_size), "image_loss_unigram": self.rows.code_entropy()}
+        self.lines = {
+            "image_loss_chance": math.log(self.vocabulary.codebook_size),
+            "image_loss_unigram": self.rows.code_entropy(),
+        }
         self.facts = {
             "vocabulary": self.vocabulary.fingerprint, "rows": len(self.rows), "seed": config.seed,
             "batch_size": config.data.batch_size, "processes": accelerator.num_processes,
@@ -170,7 +181,10 @@ class DecoderTask:
     def metrics(self, sums: dict[str, Tensor], counts: Tensor) -> dict[str, float]:
         """Losses apart, the lines they are to be read against, and the numbers that rates are made of."""
         image_count, text_count, pictures, ids = counts.tolist()
-        losses = {"image_loss": float(sums["image"]) / image_count, "text_loss": float(sums["text"]) / max(1, text_count)}
+        losses = {
+            "image_loss": float(sums["image"]) / image_count,
+            "text_loss": float(sums["text"]) / max(1, text_count),
+        }
         return {**losses, **self.lines, "n_tokens": ids, "n_pictures": pictures}
 
     @torch.no_grad()
@@ -183,7 +197,9 @@ class DecoderTask:
         size = self.config.data.batch_size
         order = self.validation.lengths.argsort(kind="stable")[accelerator.process_index :: accelerator.num_processes]
         for start in range(0, len(order), size):
-            batch = collate([self.validation.sequence(int(row)) for row in order[start : start + size]], self.vocabulary.pad_id)
+            batch = collate(
+                [self.validation.sequence(int(row)) for row in order[start : start + size]], self.vocabulary.pad_id
+            )
             with accelerator.autocast():
                 sums = judge(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
             counts = judge.count_targets(batch["labels"].to(accelerator.device))
@@ -204,9 +220,29 @@ class DecoderTask:
 
     def export(self, trained: nn.Module) -> None:
         """The bundle, with the averaged weights."""
-        card = _CARD.format(name=self.output.name, rows=len(self.rows), dataset=self.config.data.dataset, yaml=to_yaml(self.config))
+        card = _CARD.format(
+            name=self.output.name, rows=len(self.rows), dataset=self.config.data.dataset, yaml=to_yaml(self.config)
+        )
         samples = self.config.samples.sampling
         save_bundle(self.output / "bundle", trained, self.vocabulary, self.image_tokenizer, samples, card)  # type: ignore[arg-type]
+
+
+def _make_model(config: TrainConfig, vocabulary: Vocabulary, num_codes: int) -> "PreTrainedModel":
+    model = build_model(config.model, vocabulary, config.seed)
+    check_head(model)
+    add_residual_dropout(model, config.model.dropout)
+    length, positions = config.data.max_caption_length, model.config.max_position_embeddings
+    longest = sequence_length(length, num_codes)
+    if longest > positions:
+        raise ValueError(
+            f"data.max_caption_length={length} makes sequences of {longest} ids, the model has {positions} positions: "
+            "lower it, or raise model.max_positions"
+        )
+    if config.gradient_checkpointing:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the new name is not in the oldest version that works
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
 
 
 def train_decoder(config: TrainConfig, resume: str = "") -> Path:
@@ -214,14 +250,17 @@ def train_decoder(config: TrainConfig, resume: str = "") -> Path:
 
     Args:
         config: the run.
-        resume: "" starts anew, "auto" goes on from the newest checkpoint in `config.output`, else a checkpoint's folder.
+        resume: "" starts anew, "auto" goes on from the newest checkpoint in `config.output`, else a checkpoint's
+            folder.
 
     Raises:
         ValueError: something in the config, the data or the checkpoint does not fit; nothing has been written then.
     """
     output = Path(config.output)
     if not resume and (output / "metrics.jsonl").exists():
-        raise ValueError(f"output={config.output!r} holds a run already: pass --resume to go on, or give another output")
+        raise ValueError(
+            f"output={config.output!r} holds a run already: pass --resume to go on, or give another output"
+        )
     accelerator = make_accelerator(config.loop, output)
     task = DecoderTask(config, accelerator)
     if accelerator.is_main_process:

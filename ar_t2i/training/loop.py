@@ -57,14 +57,25 @@ class LoopConfig:
 class Task(Protocol):
     """What is trained."""
 
-    module: nn.Module
-    """Its forward takes a batch and returns sums over targets; it is what gets wrapped for many processes."""
-    trained: nn.Module
-    """The part whose weights are saved and averaged."""
-    no_decay: Sequence[nn.Parameter]
-    """Parameters without weight decay."""
-    facts: dict[str, Any]
-    """What must stay equal when a run is resumed."""
+    @property
+    def module(self) -> nn.Module:
+        """Its forward takes a batch and returns sums over targets; it is what gets wrapped for many processes."""
+        ...
+
+    @property
+    def trained(self) -> nn.Module:
+        """The part whose weights are saved and averaged."""
+        ...
+
+    @property
+    def no_decay(self) -> Sequence[nn.Parameter]:
+        """Parameters without weight decay."""
+        ...
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What must stay equal when a run is resumed."""
+        ...
 
     def read(self, start: int, stop: int) -> Iterator[Batch]:
         """Micro-batches start .. stop - 1 of this process."""
@@ -95,7 +106,9 @@ class Task(Protocol):
         ...
 
 
-def train(task: Task, config: LoopConfig, optim: OptimConfig, accelerator: Accelerator, output: Path, resume: str, seed: int) -> None:
+def train(
+    task: Task, config: LoopConfig, optim: OptimConfig, accelerator: Accelerator, output: Path, resume: str, seed: int
+) -> None:
     """Train until `config.steps`, starting anew or from a checkpoint.
 
     Args:
@@ -104,7 +117,8 @@ def train(task: Task, config: LoopConfig, optim: OptimConfig, accelerator: Accel
         optim: optimizer, schedule and moving average.
         accelerator: made by `make_accelerator`.
         output: folder of the run.
-        resume: "" starts anew, "auto" takes the newest checkpoint in `output` if there is one, else a checkpoint's folder.
+        resume: "" starts anew, "auto" takes the newest checkpoint in `output` if there is one, else a checkpoint's
+            folder.
         seed: of dropout.
 
     Raises:
@@ -126,7 +140,9 @@ def train(task: Task, config: LoopConfig, optim: OptimConfig, accelerator: Accel
     while step < config.steps:
         seed_step(seed, step, accelerator.process_index)
         lr = lr_at(step, config.steps, optim)
-        values = train_step(task, module, [next(batches) for _ in range(accumulation)], optimizer, lr, optim.clip_norm, accelerator)
+        values = train_step(
+            task, module, [next(batches) for _ in range(accumulation)], optimizer, lr, optim.clip_norm, accelerator
+        )
         if ema:
             ema.update(task.trained, step)
         step += 1
@@ -144,7 +160,12 @@ def train(task: Task, config: LoopConfig, optim: OptimConfig, accelerator: Accel
             if _due(step, config.checkpoint_every, config.steps):
                 state = Checkpoint(step, task.facts)
                 save_checkpoint(
-                    output / "checkpoints", state, task.trained, ema.module if ema else None, optimizer, config.keep_checkpoints
+                    output / "checkpoints",
+                    state,
+                    task.trained,
+                    ema.module if ema else None,
+                    optimizer,
+                    config.keep_checkpoints,
                 )
                 task.export(averaged)
         meter.restart()
@@ -153,11 +174,18 @@ def train(task: Task, config: LoopConfig, optim: OptimConfig, accelerator: Accel
 
 
 def train_step(
-    task: Task, module: nn.Module, batches: Sequence[Batch], optimizer: Any, lr: float, clip_norm: float, accelerator: Accelerator
+    task: Task,
+    module: nn.Module,
+    batches: Sequence[Batch],
+    optimizer: Any,
+    lr: float,
+    clip_norm: float,
+    accelerator: Accelerator,
 ) -> dict[str, float]:
     """One optimizer step over the micro-batches of this process; returns the step's values over all processes.
 
-    The loss of each micro-batch is divided by the targets of the whole step, all micro-batches and processes together, so how rows
+    The loss of each micro-batch is divided by the targets of the whole step, all micro-batches and processes
+    together, so how rows
     are spread over them changes nothing. DDP averages gradients over processes, hence the factor.
     """
     batches = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in batches]
@@ -201,15 +229,15 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
         precision = "bf16" if has_fast_bf16(pick_device()) else "fp32"
     try:
         return Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no", log_with=list(config.trackers) or None, project_dir=str(output)
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            log_with=list(config.trackers) or None,
+            project_dir=str(output),
         )
     except (ValueError, ImportError) as error:
         raise ValueError(f"loop.trackers={list(config.trackers)}, loop.precision={precision}: {error}") from error
 
 
-def _resume(
-    task: Task, resume: str, output: Path, optimizer: Any, ema: Ema | None, accelerator: Accelerator
-) -> int:
+def _resume(task: Task, resume: str, output: Path, optimizer: Any, ema: Ema | None, accelerator: Accelerator) -> int:
     path = Path(resume)
     if resume == "auto":
         found = list_checkpoints(output / "checkpoints")

@@ -25,7 +25,7 @@ class OptimConfig:
     warmup_steps: int = 100
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """After the warm-up: cosine to the end, or stable and then a linear decay (warmup-stable-decay, arXiv 2404.06395)."""
+    """After the warm-up: cosine to the end, or warmup-stable-decay, linear at the end (arXiv 2404.06395)."""
     decay_fraction: float = 0.2
     """wsd: the last part of the run, in which the learning rate falls."""
     min_lr_ratio: float = 0.05
@@ -84,4 +84,5 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards the parameters of `module` after optimizer step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
+        for average, parameter in zip(self.module.parameters(), module.parameters(), strict=True):
+            average.lerp_(parameter, 1 - decay)

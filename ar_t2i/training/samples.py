@@ -31,7 +31,7 @@ class SamplesConfig:
     num_images: int = 4
     """Pictures of each prompt, with seeds 0, 1, ..."""
     guidance_scale: float = 3.0
-    """Classifier-free guidance, u + s (c - u); 1 is off. The bundle takes it as its default, and the next three too."""
+    """Classifier-free guidance, u + s (c - u); 1 is off. The bundle's default, as the next three are."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely code."""
     top_k: int = 0

@@ -23,7 +23,11 @@ def models(vocabulary):
     torch.manual_seed(0)
     yield build_model(ModelConfig(hidden_size=32, num_layers=2, intermediate_size=64, head_dim=16), vocabulary, 0)
     yield LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1))
-    yield GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary.size, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.0, attn_pdrop=0, embd_pdrop=0))
+    yield GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocabulary.size, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.0, attn_pdrop=0, embd_pdrop=0
+        )
+    )
 
 
 def reference(model, vocabulary, batch):
@@ -53,7 +57,8 @@ def test_equals_the_full_softmax_with_its_gradients(vocabulary, sequences):
         for name in ("image", "text", "z"):
             assert abs(ours[name] - theirs[name]) <= 1e-6 * max(1, abs(theirs[name]))
             gradients = [
-                torch.autograd.grad(value, list(model.parameters()), retain_graph=True) for value in (ours[name], theirs[name])
+                torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
+                for value in (ours[name], theirs[name])
             ]
             for mine, other in zip(*gradients, strict=True):
                 torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-6)
@@ -65,7 +70,9 @@ def test_counts(vocabulary, sequences, model):
     batch = collate(sequences, vocabulary.pad_id)
     image, text = DecoderWithLoss(model, vocabulary).count_targets(batch["labels"])
     assert image == 4 * 32
-    assert text == sum(max(0, len(sequence) - 34 - 1) for sequence in sequences)  # the first id has no position before it
+    assert text == sum(
+        max(0, len(sequence) - 34 - 1) for sequence in sequences
+    )  # the first id has no position before it
 
 
 def test_padding_and_company_change_no_loss(vocabulary, sequences, model):

@@ -8,7 +8,14 @@ from ar_t2i.sampling.decoder import generate
 from ar_t2i.sampling.logits import SamplingConfig, draw, guide
 from ar_t2i.sequence import prompt_ids
 
-PROMPTS = ["a red bird", "a blue house by the sea at night", "tree", "a white sheep in the snow by a brown car", "fish", "a bird"]
+PROMPTS = [
+    "a red bird",
+    "a blue house by the sea at night",
+    "tree",
+    "a white sheep in the snow by a brown car",
+    "fish",
+    "a bird",
+]
 
 
 @pytest.fixture
@@ -35,10 +42,15 @@ def without_cache(model, vocabulary, caption, config, uniform_T):
     return codes
 
 
-@pytest.mark.parametrize("config", [SamplingConfig(guidance_scale=2.5, top_k=50), SamplingConfig(guidance_scale=1, top_p=0.9)])
+@pytest.mark.parametrize(
+    "config", [SamplingConfig(guidance_scale=2.5, top_k=50), SamplingConfig(guidance_scale=1, top_p=0.9)]
+)
 def test_with_cache_equals_without(model, vocabulary, captions, config):
     drawn = generate(model, vocabulary, captions, 32, config, uniform(len(captions)))
-    expected = [without_cache(model, vocabulary, caption, config, row) for caption, row in zip(captions, uniform(len(captions)), strict=True)]
+    expected = [
+        without_cache(model, vocabulary, caption, config, row)
+        for caption, row in zip(captions, uniform(len(captions)), strict=True)
+    ]
     assert drawn.tolist() == expected
 
 
@@ -49,7 +61,9 @@ def test_a_prompt_gives_the_same_picture_alone_or_in_any_batch(model, vocabulary
     shuffled = generate(model, vocabulary, [captions[i] for i in order], 32, config, random[order])
     assert torch.equal(shuffled, together[order])
     for index, caption in enumerate(captions):
-        assert torch.equal(generate(model, vocabulary, [caption], 32, config, random[index : index + 1])[0], together[index])
+        assert torch.equal(
+            generate(model, vocabulary, [caption], 32, config, random[index : index + 1])[0], together[index]
+        )
 
 
 def test_guidance_one_is_no_guidance_and_zero_ignores_the_caption(model, vocabulary, captions):
@@ -65,9 +79,14 @@ def test_guidance_one_is_no_guidance_and_zero_ignores_the_caption(model, vocabul
 def test_no_id_ever_leaves_the_image_block(model, vocabulary):
     """Over 10,000 draws; the model reads each code back as an image id."""
     read = set()
-    hook = model.get_input_embeddings().register_forward_pre_hook(lambda module, args: read.update(args[0][:, -1].tolist()))
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: read.update(args[0][:, -1].tolist())
+    )
     caption = vocabulary.encode_captions(["a red bird"])[0]
-    drawn = [generate(model, vocabulary, [caption] * 80, 32, SamplingConfig(guidance_scale=2), uniform(80, seed)) for seed in range(4)]
+    drawn = [
+        generate(model, vocabulary, [caption] * 80, 32, SamplingConfig(guidance_scale=2), uniform(80, seed))
+        for seed in range(4)
+    ]
     hook.remove()
     codes = torch.cat(drawn)
     assert codes.numel() >= 10_000 and codes.min() >= 0 and codes.max() < 4096
@@ -77,7 +96,9 @@ def test_no_id_ever_leaves_the_image_block(model, vocabulary):
 
 def test_steps_are_reported(model, vocabulary, captions):
     seen = []
-    drawn = generate(model, vocabulary, captions, 32, SamplingConfig(), uniform(6), lambda step, codes: seen.append((step, codes)))
+    drawn = generate(
+        model, vocabulary, captions, 32, SamplingConfig(), uniform(6), lambda step, codes: seen.append((step, codes))
+    )
     assert [step for step, _ in seen] == list(range(32))
     assert all(torch.equal(codes, drawn[:, : step + 1]) for step, codes in seen)
 

@@ -13,7 +13,9 @@ def test_guidance_follows_one_convention(logits):
     conditional, unconditional = logits, logits.flip(1)
     torch.testing.assert_close(guide(conditional, unconditional, 1.0), conditional)
     torch.testing.assert_close(guide(conditional, unconditional, 0.0), unconditional)
-    torch.testing.assert_close(guide(conditional, unconditional, 3.0), unconditional + 3 * (conditional - unconditional))
+    torch.testing.assert_close(
+        guide(conditional, unconditional, 3.0), unconditional + 3 * (conditional - unconditional)
+    )
 
 
 def test_top_k(logits):
@@ -56,8 +58,10 @@ def test_temperature_zero_is_the_most_likely(logits):
     assert torch.equal(draw(logits, torch.rand(5), SamplingConfig(temperature=0)), logits.argmax(-1))
 
 
-@pytest.mark.parametrize("options", [{"guidance_scale": -1}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}])
+@pytest.mark.parametrize(
+    "options", [{"guidance_scale": -1}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}]
+)
 def test_values_out_of_range_are_named(options):
-    (name, value), = options.items()
+    ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name}={value}: expected"):
         SamplingConfig(**options)

@@ -23,7 +23,9 @@ def main(accumulation: int, out: Path) -> None:
     vocabulary = Vocabulary.train(["a red bird on a tree by the sea"] * 2)
     rng = np.random.default_rng(0)
     rows = [
-        sequence_ids(vocabulary, vocabulary.encode_captions(["a red bird on a tree " * length])[0], rng.integers(0, 4096, 32))
+        sequence_ids(
+            vocabulary, vocabulary.encode_captions(["a red bird on a tree " * length])[0], rng.integers(0, 4096, 32)
+        )
         for length in (0, 1, 9, 0, 2, 0, 7, 1)
     ]
     size = 8 // (accumulation * accelerator.num_processes)
@@ -31,7 +33,9 @@ def main(accumulation: int, out: Path) -> None:
     mine = parts[accelerator.process_index :: accelerator.num_processes]
 
     task = object.__new__(DecoderTask)  # without its dataset: the rows are given here
-    task.config = TrainConfig(output="", image_tokenizer="", data=DataConfig(dataset=""), text_weight=0.5, z_weight=1e-3)
+    task.config = TrainConfig(
+        output="", image_tokenizer="", data=DataConfig(dataset=""), text_weight=0.5, z_weight=1e-3
+    )
     model = build_model(ModelConfig(hidden_size=32, num_layers=1, intermediate_size=32, head_dim=16), vocabulary, 0)
     task.module, task.trained, task.lines = DecoderWithLoss(model, vocabulary), model, {}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

@@ -48,7 +48,10 @@ def test_resume_continues_as_if_never_stopped(train_run, run_options, tmp_path):
     (cut / "metrics.jsonl").write_text("".join((cut / "metrics.jsonl").read_text().splitlines(True)[:7]))
     train_run(resume="auto", output=str(cut), **shaky)
     timeless = [
-        [{name: value for name, value in record.items() if not name.endswith("per_second")} for record in read_metrics(run / "metrics.jsonl")]
+        [
+            {name: value for name, value in record.items() if not name.endswith("per_second")}
+            for record in read_metrics(run / "metrics.jsonl")
+        ]
         for run in (whole, cut)
     ]
     assert len(timeless[0]) == 10 and timeless[0] == timeless[1]
@@ -77,7 +80,9 @@ def test_what_a_run_leaves(train_run, run_options):
     records = read_metrics(output / "metrics.jsonl")
     steps = [record for record in records if "loss" in record]
     assert [record["step"] for record in steps] == list(range(1, 9))
-    assert {"image_loss", "text_loss", "lr", "grad_norm", "tokens_per_second", "pictures_per_second"} <= steps[0].keys()
+    assert {"image_loss", "text_loss", "lr", "grad_norm", "tokens_per_second", "pictures_per_second"} <= steps[
+        0
+    ].keys()
     assert steps[0]["image_loss_chance"] == pytest.approx(8.3178, abs=1e-4) and steps[0]["image_loss_unigram"] < 8.3178
     assert abs(steps[0]["image_loss"] - 8.32) < 0.3
     assert steps[-1]["image_loss"] < steps[0]["image_loss"]
@@ -97,19 +102,36 @@ def test_what_a_run_leaves(train_run, run_options):
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_options_of_memory_and_speed_change_no_loss(train_run, tmp_path, compiled):
     plain = train_run(output=str(tmp_path / "plain"), loop={"steps": 3})
-    other = train_run(output=str(tmp_path / "other"), gradient_checkpointing=True, loop={"steps": 3, "compile": compiled}, data={"workers": 2})
-    losses = [[record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record] for run in (plain, other)]
+    other = train_run(
+        output=str(tmp_path / "other"),
+        gradient_checkpointing=True,
+        loop={"steps": 3, "compile": compiled},
+        data={"workers": 2},
+    )
+    losses = [
+        [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+        for run in (plain, other)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_starts_from_a_bundle_and_from_gpt2(train_run, vocabulary, tmp_path):
     first = train_run(loop={"steps": 20})
-    frozen = {"optim": {"lr": 0.0}, "loop": {"steps": 1}, "vocabulary": "", "model": {"init_from": str(first / "bundle")}}
+    frozen = {
+        "optim": {"lr": 0.0},
+        "loop": {"steps": 1},
+        "vocabulary": "",
+        "model": {"init_from": str(first / "bundle")},
+    }
     second = train_run(output=str(tmp_path / "more"), **frozen)
     before, after = (read_metrics(run / "metrics.jsonl")[-1] for run in (first, second))
-    assert before["step"] == 20 and after["validation_image_loss"] == pytest.approx(before["validation_image_loss"], abs=1e-5)
+    assert before["step"] == 20 and after["validation_image_loss"] == pytest.approx(
+        before["validation_image_loss"], abs=1e-5
+    )
     torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary.size, n_embd=32, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary.size, n_embd=32, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "gpt2"
+    )
     gpt2 = train_run(output=str(tmp_path / "run2"), model={"init_from": str(tmp_path / "gpt2")})
     pipe = TextToImagePipeline.from_pretrained(gpt2 / "bundle")
     assert type(pipe.model).__name__ == "GPT2LMHeadModel" and pipe("a red bird").images[0].size == (64, 64)

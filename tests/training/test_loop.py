@@ -1,4 +1,4 @@
-"""The step's normaliser: the loss and gradients do not depend on how rows are spread over micro-batches and processes."""
+"""Loss and gradients of a step do not depend on how its rows are spread over micro-batches and processes."""
 
 import json
 import subprocess
@@ -14,7 +14,14 @@ WORKER = Path(__file__).with_name("one_step.py")
 def one_step(tmp_path, processes: int, accumulation: int) -> dict:
     """One optimizer step over the same eight rows, in its own processes."""
     out = tmp_path / f"{processes}-{accumulation}.json"
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--master_port=0",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=127.0.0.1:0",
+    ]
     command = [sys.executable, *(launch if processes > 1 else []), str(WORKER), str(accumulation), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
