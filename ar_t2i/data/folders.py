@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ar_t2i.data.sample import MAX_FILE_BYTES, Reason, Sample
-from ar_t2i.data.tar import CAPTION_SUFFIXES, IMAGE_SUFFIXES
+from ar_t2i.data.tar import CAPTION_SUFFIXES, IMAGE_SUFFIXES, file_checksum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class FolderShard:
     files: tuple[tuple[str, str], ...]
     """Picture and caption, relative to the folder; empty where there is none."""
     fingerprint: str
+    """Of names, sizes and times."""
 
     def samples(self, images: bool = True, captions: bool = True) -> Iterator[Sample]:
         """The samples in the order of their names; see `shards.iterate_samples`."""
@@ -33,6 +34,14 @@ class FolderShard:
                 reason,
                 (i + 1) / len(self.files),
             )
+
+    def checksum(self) -> str:
+        """sha256 of names and contents."""
+        digest = hashlib.sha256()
+        for path in (path for pair in self.files for path in pair if path):
+            content = file_checksum(Path(self.folder, path))
+            digest.update(f"{path}\0{content}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
 
 def folder_shards(folder: Path, name: str, rows: int) -> Iterator[FolderShard]:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class TokenizedFolder:
             record, path = self.records.get(number), self.path(number)
             if record is None:
                 yield number, "missing"
-            elif record.source != self.shards[number].fingerprint:
+            elif not self._same_source(number, record):
                 yield number, "its source changed"
             elif not record.fits(path):
                 yield number, "damaged" if path.exists() else "missing"
@@ -103,8 +104,9 @@ class TokenizedFolder:
             yield writer
             sha256, size = writer.finish()
             record = PartRecord(
-                shard=shard.name, source=shard.fingerprint, sha256=sha256, bytes=size, arithmetic=writer.arithmetic,
+                shard=shard.name, source=shard.fingerprint, checksum=shard.checksum(), sha256=sha256, bytes=size,
                 kept=writer.kept, dropped=dict(sorted(writer.dropped.items())), examples=writer.examples,
+                arithmetic=writer.arithmetic,
             )  # fmt: skip
             record.write(self._record_path(path.stem))
             publish(writer.path, path)
@@ -123,6 +125,17 @@ class TokenizedFolder:
         """Bring README.md up to date with all splits."""
         with self._lock():
             write_card(self.out)
+
+    def _same_source(self, number: int, record: PartRecord) -> bool:
+        shard = self.shards[number]
+        if record.source == shard.fingerprint:
+            return True
+        if record.checksum is None or record.checksum != shard.checksum():
+            return False
+        record = replace(record, source=shard.fingerprint)  # copied or touched: other times, the same contents
+        record.write(self._record_path(self.path(number).stem))
+        self.records[number] = record
+        return True
 
     def _lock(self) -> FileLock:
         return FileLock(self.out / "manifest" / ".lock")

@@ -44,6 +44,8 @@ class PartRecord:
     """Name of the input shard."""
     source: str | None
     """Fingerprint of the input shard, None where it has none."""
+    checksum: str | None
+    """Of the input shard's contents, None where its fingerprint is that already or it lies elsewhere."""
     sha256: str
     """Of the parquet file."""
     bytes: int

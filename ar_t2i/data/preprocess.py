@@ -26,6 +26,7 @@ from ar_t2i.data.parts import PartWriter
 from ar_t2i.data.progress import Progress
 from ar_t2i.data.sample import UnreadableShard
 from ar_t2i.data.shards import Shard, expand_sources, iterate_samples
+from ar_t2i.device import keep_freed_memory
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.vocabulary import Vocabulary
 
@@ -107,6 +108,7 @@ def preprocess(config: PreprocessConfig) -> Report:
         ValueError: sources that match nothing, tokenizers that do not load or do not fit, a folder that cannot be
             written or was made with other settings, a killed worker; or, after all else is done, unreadable shards.
     """
+    keep_freed_memory()
     shards = expand_sources(config.sources, image_column=config.image_column, caption_column=config.caption_column)
     vocabulary = Vocabulary.from_pretrained(config.vocabulary or _shipped_vocabulary())
     return tokenize_shards(shards, load_image_tokenizer(config.image_tokenizer), vocabulary, config)

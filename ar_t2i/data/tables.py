@@ -40,6 +40,7 @@ class TableShard:
     """Where the rows start: a byte of a text file, a row of a parquet file."""
     rows: int
     fingerprint: str
+    """Of the rows themselves; a parquet file's is that of its footer, which tells what its columns hold."""
 
     def samples(self, images: bool = True, captions: bool = True) -> Iterator[Sample]:
         """The samples in the table's order; see `shards.iterate_samples`."""
@@ -56,6 +57,9 @@ class TableShard:
                 yield self._sample(i, row, images, captions)
         except OSError as error:
             raise UnreadableShard(f"cannot read {self.path}: {error}") from error
+
+    def checksum(self) -> None:
+        """None: the fingerprint already is one of contents."""
 
     def _sample(self, index: int, row: dict[str, Any] | None, images: bool, captions: bool) -> Sample:
         key, done = f"{self.name}-{index:06d}", (index + 1) / self.rows
@@ -122,9 +126,9 @@ def _columns(path: Path) -> tuple[str, ...]:
 def _cuts(path: Path, rows: int) -> Iterator[tuple[int, int, str]]:
     """Offset, number of rows and fingerprint of each shard."""
     if path.suffix == ".parquet":
-        status, total = path.stat(), _parquet(path).metadata.num_rows
+        total, footer = _parquet(path).metadata.num_rows, _footer(path)
         for start in range(0, total, rows):
-            yield start, min(rows, total - start), f"{status.st_size}-{status.st_mtime_ns}-{start}"
+            yield start, min(rows, total - start), f"{footer}-{start}"
         return
     with open(path, "rb") as file:
         lines = _Lines(file)
@@ -211,6 +215,14 @@ def _parquet(path: Path) -> "pq.ParquetFile":
         return pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no readable parquet file: {error}") from error
+
+
+def _footer(path: Path) -> str:
+    """sha256 of a parquet file's footer, whose length stands before the last four bytes."""
+    with open(path, "rb") as file:
+        file.seek(-8, os.SEEK_END)
+        file.seek(-8 - int.from_bytes(file.read(4), "little"), os.SEEK_END)
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _parquet_rows(shard: TableShard) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ One bad place in a tar costs the sample that it hits. Python's tarfile finds the
 to pass over blocks that are none (`ignore_zeros`); what is passed over is counted here.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from ar_t2i.data.sample import MAX_FILE_BYTES, Reason, Sample, UnreadableShard
@@ -34,7 +36,7 @@ class TarShard:
     url: str
     """Path, url or pipe."""
     fingerprint: str | None
-    """Size and time of a local file, None for others."""
+    """Size and time of a local file, None for others; cheap, so that a run can begin at once."""
     caption_column: str | None = None
     """Key of the caption in KEY.json; None: KEY.txt, else a usual key of KEY.json."""
 
@@ -49,6 +51,11 @@ class TarShard:
             group.add(member)
         if group is not None:
             yield from group.samples(images, captions, self.caption_column)
+
+
+    def checksum(self) -> str | None:
+        """sha256 of a local file, None for others."""
+        return file_checksum(self.url) if is_local(self.url) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,15 @@ class _Group:
         name = column or guess_column(list(found), CAPTION_COLUMNS)
         value = found.get(name) if name else None
         return value if isinstance(value, str) else None
+
+
+def file_checksum(path: str | Path) -> str | None:
+    """sha256 of a file's contents, None for one that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def guess_column(present: list[str], usual: tuple[str, ...]) -> str | None:

@@ -192,6 +192,20 @@ def test_whatever_is_dropped_is_counted(run, tmp_path, workers):
     assert record["kept"] + sum(record["dropped"].values()) == seen == 30
 
 
+def test_a_file_that_goes_away_is_counted(tmp_path, vocabulary):
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(picture(number))
+        (folder / f"{number}.txt").write_text("pet")
+    shards = expand_sources([str(folder)])
+    (folder / "1.png").unlink()
+    out = str(tmp_path / "out")
+    config = PreprocessConfig(sources=("",), out=out, image_tokenizer="", workers=0, min_edge=2, dtype="float32")
+    report = tokenize_shards(shards, MeanTokenizer(), vocabulary, config)
+    assert report.kept == 2 and report.dropped == {"missing-file": 1}
+
+
 def test_examples_of_drops_are_few(run, tmp_path):
     run(str(write_tar(tmp_path / "t.tar", range(50), {i: {"png": b"", "txt": b"x"} for i in range(50)})))
     (record,) = records_of(tmp_path / "out")
@@ -248,6 +262,23 @@ def test_a_changed_source_is_redone(run, tmp_path, source, capsys):
     write_tar(tmp_path / "in" / "a-2.tar", range(500, 530))
     assert run().new_parts == 1 and "1 its source changed" in capsys.readouterr().out
     assert rows_of(tmp_path / "out")[60]["__key__"] == "00500"
+
+
+def test_a_copied_source_is_known_again(run, tmp_path, source, vocabulary):
+    run()
+    (tmp_path / "pets").mkdir()
+    for number in range(5):
+        (tmp_path / "pets" / f"{number}.png").write_bytes(picture(number))
+        (tmp_path / "pets" / f"{number}.txt").write_text(f"pet {number}")
+    run(str(tmp_path / "pets"), split="pets")
+    before = stamps_of(tmp_path / "out")
+    for path in (*(tmp_path / "in").iterdir(), *(tmp_path / "pets").iterdir()):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    assert run().new_parts == 0 and run(str(tmp_path / "pets"), split="pets").new_parts == 0
+    assert stamps_of(tmp_path / "out") == before
+    (tmp_path / "pets" / "3.txt").write_text("cat 3")
+    assert run(str(tmp_path / "pets"), split="pets").new_parts == 1
+    assert rows_of(tmp_path / "out", "pets")[3]["text"] == "cat 3"
 
 
 def test_growth_renames_finished_parts(run, tmp_path, source):
