@@ -1,8 +1,11 @@
 """The dataset card: README.md with the yaml that `datasets.load_dataset` and the Hub read.
 
-What people write into the card stays: only the list of data files in the yaml and the text between two marks are ours.
+What people write into the card stays: only the default config in the yaml and the text between two marks are ours. For a
+folder with such a yaml the datasets library caches by the yaml alone, whatever becomes of the files. So the config has a
+description that changes with the parts; without it people would go on with the rows of last time.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -49,16 +52,19 @@ def write_card(out: Path) -> None:
     Raises:
         ValueError: the yaml of a README.md that is there cannot be read.
     """
-    splits = _splits(out)
-    if not splits:
+    records = _records(out)
+    if not records:
         return
+    splits = _splits(records)
     path = out / "README.md"
     facts = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     rows = [" | ".join([name, *(f"{number:,}" for number in totals)]) for name, totals in splits.items()]
     table = "\n".join(f"| {row} |" for row in rows)
     marked = _MARKED.format(begin=BEGIN, end=END, table=table, last_code=facts["codebook_size"] - 1, **facts)
     files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
-    default = {"config_name": "default", "data_files": files}
+    checksums = "".join(f"{stem} {record.sha256}\n" for stem, record in records.items())
+    description = f"parts {hashlib.sha256(checksums.encode()).hexdigest()[:16]}"
+    default = {"config_name": "default", "description": description, "data_files": files}
     if path.exists():
         header, body = _read(path)
         others = [entry for entry in header.get("configs") or [] if entry.get("config_name", "default") != "default"]
@@ -87,15 +93,19 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     return header, text[match.end() :]
 
 
-def _splits(out: Path) -> dict[str, tuple[float, ...]]:
-    """Rows, dropped samples, parts and megabytes of each split with a finished part; train first."""
+def _records(out: Path) -> dict[str, PartRecord]:
+    """Records of the finished parts, by the name of the part."""
+    found = {path.stem: PartRecord.read(path) for path in sorted((out / "manifest").glob("*-of-*.json"))}
+    return {stem: record for stem, record in found.items() if record and (out / "data" / f"{stem}.parquet").exists()}
+
+
+def _splits(records: dict[str, PartRecord]) -> dict[str, tuple[float, ...]]:
+    """Rows, dropped samples, parts and megabytes of each split; train first."""
     totals: dict[str, list[int]] = {}
-    for path in sorted((out / "manifest").glob("*-of-*.json")):
-        record = PartRecord.read(path)
-        if record is not None and (out / "data" / f"{path.stem}.parquet").exists():
-            split = totals.setdefault(path.stem.rsplit("-", 3)[0], [0, 0, 0, 0])
-            for place, number in enumerate((record.kept, sum(record.dropped.values()), 1, record.bytes)):
-                split[place] += number
+    for stem, record in records.items():
+        split = totals.setdefault(stem.rsplit("-", 3)[0], [0, 0, 0, 0])
+        for place, number in enumerate((record.kept, sum(record.dropped.values()), 1, record.bytes)):
+            split[place] += number
     order = {"train": 0, "validation": 1, "test": 2}
     names = sorted(totals, key=lambda name: (order.get(name, 3), name))
     return {name: (*totals[name][:3], round(totals[name][3] / 1e6, 1)) for name in names}

@@ -61,17 +61,19 @@ class TokenizedFolder:
 
     @contextmanager
     def claim(self, rank: int, world: int) -> Iterator[None]:
-        """Keep a second run of the same process number out.
+        """Keep a second run of the same process number out; the card is right before and after.
 
         Raises:
-            ValueError: one is at work already.
+            ValueError: one is at work already, or README.md has yaml that cannot be read.
         """
         path = self.out / "manifest" / f".{self.split}-{rank}-of-{world}.lock"
         try:
             with FileLock(path, timeout=0):
+                self._update_card()
                 try:
                     yield
                 finally:
+                    self._update_card()
                     with suppress(OSError):  # Windows keeps an open file
                         path.unlink()
         except Timeout as error:
@@ -99,7 +101,7 @@ class TokenizedFolder:
             ValueError: the disk is full or fails.
         """
         path, shard = self.path(number), self.shards[number]
-        writer = PartWriter(path.with_name(f".{path.name}.tmp"))
+        writer = PartWriter(_temporary(path))
         try:
             yield writer
             sha256, size = writer.finish()
@@ -121,8 +123,11 @@ class TokenizedFolder:
         """Devices and number formats that parts of this split were computed in."""
         return {record.arithmetic for record in self.records.values()}
 
-    def update_card(self) -> None:
-        """Bring README.md up to date with all splits."""
+    def path(self, number: int) -> Path:
+        """Where part `number` lies."""
+        return self.out / "data" / f"{self.split}-{number:05d}-of-{len(self.shards):05d}.parquet"
+
+    def _update_card(self) -> None:
         with self._lock():
             write_card(self.out)
 
@@ -139,10 +144,6 @@ class TokenizedFolder:
 
     def _lock(self) -> FileLock:
         return FileLock(self.out / "manifest" / ".lock")
-
-    def path(self, number: int) -> Path:
-        """Where part `number` lies."""
-        return self.out / "data" / f"{self.split}-{number:05d}-of-{len(self.shards):05d}.parquet"
 
     def _record_path(self, stem: str) -> Path:
         return self.out / "manifest" / f"{stem}.json"
@@ -192,9 +193,15 @@ class TokenizedFolder:
                     os.replace(part, self.path(number))
             self.records[number] = record
         finished = {self.path(number) for number in self.records}
-        for path in (self.out / "data").glob("*.parquet"):
-            if ours.fullmatch(path.stem) and path not in finished:
-                path.unlink()  # a crash came between its record and itself
+        of_this_run = {_temporary(self.path(number)) for number in range(len(self.shards))}  # maybe another process's
+        for path in (self.out / "data").iterdir():
+            crashed = ours.fullmatch(path.name.removesuffix(".parquet")) and path not in finished
+            if crashed or (path.name.startswith(f".{self.split}-") and path not in of_this_run):
+                path.unlink()  # left by a run that was killed
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _short(value: object) -> str:

@@ -135,7 +135,7 @@ class PartWriter:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file by new text, so that a reader sees the old or the new one and a crash leaves one of them."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)

@@ -141,7 +141,6 @@ def tokenize_shards(
                     progress.finish(folder.path(number).stem, folder.records[number])
                 except UnreadableShard as error:
                     unreadable[number] = error
-        folder.update_card()
     report = _report(folder, mine, todo.keys() - unreadable.keys(), progress.per_second)
     progress.say(str(report))
     if unreadable:

@@ -149,6 +149,18 @@ def test_load_dataset_just_works_with_two_splits(run, tmp_path, source):
     assert loaded["train"].column_names == ["__key__", "image_tokens", "text_tokens", "text", "data"]
 
 
+def test_load_dataset_sees_every_change(run, tmp_path, source):
+    from datasets import load_dataset
+
+    run(str(tmp_path / "in" / "a-{0,1}.tar"))
+    assert len(load_dataset(str(tmp_path / "out"), split="train")) == 60
+    run()
+    assert len(load_dataset(str(tmp_path / "out"), split="train")) == 120
+    write_tar(tmp_path / "in" / "a-2.tar", range(500, 530))
+    run()
+    assert load_dataset(str(tmp_path / "out"), split="train")[60]["text"] == "caption 500"
+
+
 def test_a_part_without_rows_still_loads(run, tmp_path, source):
     from datasets import load_dataset
 
@@ -264,6 +276,18 @@ def test_a_changed_source_is_redone(run, tmp_path, source, capsys):
     assert rows_of(tmp_path / "out")[60]["__key__"] == "00500"
 
 
+def test_what_a_killed_run_left_is_cleared(run, tmp_path, source):
+    run(str(tmp_path / "in" / "a-{0,1}.tar"))
+    data = tmp_path / "out" / "data"
+    (data / ".train-00001-of-00002.parquet.tmp").write_bytes(b"half")
+    (data / "train-00003-of-00004.parquet").write_bytes(b"without a record")
+    (data / ".validation-00000-of-00001.parquet.tmp").write_bytes(b"of another split, perhaps at work")
+    run()
+    names = {path.name for path in data.iterdir()}
+    assert names == {f"train-{i:05d}-of-00004.parquet" for i in range(4)} | {".validation-00000-of-00001.parquet.tmp"}
+    assert len(rows_of(tmp_path / "out")) == 120
+
+
 def test_a_copied_source_is_known_again(run, tmp_path, source, vocabulary):
     run()
     (tmp_path / "pets").mkdir()
@@ -356,7 +380,11 @@ def test_the_card_keeps_what_people_write(run, tmp_path, source):
     card = tmp_path / "out" / "README.md"
     text = card.read_text()
     assert yaml.safe_load(text.split("---")[1])["configs"] == [
-        {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}
+        {
+            "config_name": "default",
+            "description": yaml.safe_load(text.split("---")[1])["configs"][0]["description"],
+            "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
+        }
     ]
     edited = text.replace("tags:", "license: cc0-1.0\ntags:").replace("# Captioned", "# My captioned")
     card.write_text(edited + "The end.\n")
