@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from ar_t2i import __version__
-from ar_t2i.config import add_flags, from_flags, load
+from ar_t2i.config import add_flags, describe, from_flags, load
 
 VERBS: dict[str, tuple[str, str, str, str]] = {
     "scenes": (
@@ -81,9 +81,8 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
     config_class = getattr(module, config_name)
     if takes_yaml:
         _yaml_arguments(parser, verb)
-        parser.epilog = "options of the yaml file, each also given as key=value: " + ", ".join(
-            config_class.__dataclass_fields__
-        )
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = "options, in the yaml file or as key=value:\n\n" + "\n".join(describe(config_class))
     else:
         add_flags(parser, config_class, POSITIONAL.get(verb))
     options = parser.parse_args(arguments)

@@ -85,6 +85,19 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
+def describe(cls: type, where: str = "") -> list[str]:
+    """A line for each option of a dataclass and of those inside it: dotted name, default, documentation."""
+    lines, hints, docs = [], typing.get_type_hints(cls), field_docs(cls)
+    for field in dataclasses.fields(cls):
+        name = f"{where}{field.name}"
+        if dataclasses.is_dataclass(hints[field.name]):
+            lines += describe(hints[field.name], f"{name}.")
+        else:
+            default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+            lines.append(textwrap.fill(f"{name}{default}: {docs[field.name]}", 118, subsequent_indent="    "))
+    return lines
+
+
 def add_flags(parser: argparse.ArgumentParser, cls: type, positional: str | None = None) -> None:
     """Add one flag for each field of a flat dataclass: ``top_k`` becomes ``--top-k``; `positional` takes no dashes."""
     docs, hints = field_docs(cls), typing.get_type_hints(cls)

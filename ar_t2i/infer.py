@@ -74,13 +74,13 @@ def infer(config: InferConfig) -> list[Path]:
     """
     clock = _Clock()
     prompts = _prompts(config)
-    out = _writable(Path(config.out))
     with clock("load"):
         bundle = config.bundle or shipped_bundle()
         pipeline = TextToImagePipeline.from_pretrained(bundle)
         device = pick_device(config.device)
         bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device.type == "cuda" and has_fast_bf16(device))
         pipeline.to(device).to(torch.bfloat16 if bf16 else torch.float32)
+    out = _writable(Path(config.out))
     options = {name: getattr(config, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
     settings = asdict(with_options(pipeline.sampling, options))
     seeds = [config.seed + number for _ in prompts for number in range(config.num_images)]

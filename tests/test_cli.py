@@ -1,7 +1,10 @@
 import os
+import shutil
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -48,6 +51,27 @@ def test_wrong_options_of_training(tmp_path, run_options, capsys, override, mess
     assert train(tmp_path, run_options, override) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error and error.startswith("ar-t2i train: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_files_are_one_line_and_exit_code_2(tmp_path, run_options, vocabulary_folder, capsys):
+    """A code 4096, a row of 31 codes, a tokenizer without <|image:17|>: refused before anything is written."""
+    good = [1] * 32
+    for number, (codes, message) in enumerate(
+        (([good, [4096] * 32], "row 1 has the code 4096"), ([good[1:]], "row 0 has 31 codes"))
+    ):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"image_tokens": codes, "text": ["a bird"] * len(codes)}), path)
+        assert train(tmp_path, run_options, f"data.dataset={path}", "data.validation_split=") == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    broken = tmp_path / "vocabulary"
+    shutil.copytree(vocabulary_folder, broken)
+    text = (broken / "tokenizer.json").read_text().replace("<|image:17|>", "<|image:x|>")
+    (broken / "tokenizer.json").write_text(text)
+    assert train(tmp_path, run_options, f"vocabulary={broken}") == 2
+    assert "lacks <|image:17|>" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["infer", "a bird", "--bundle", str(vocabulary_folder), "--out", str(tmp_path / "out")]) == 2
+    assert "is no bundle" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""The whole way on real photographs: preprocess, load, train, draw. The image tokenizer is the tiny one of the golden numbers."""
+"""The whole way on real photographs: preprocess, load, train, draw, with the tiny TiTok of the golden numbers."""
 
 import json
 import shutil
@@ -41,7 +41,9 @@ def test_photographs_end_to_end(shared, titok_folder, tmp_path, run_options, cap
     options["samples"] = {"every": 100, "prompts": ["a photo of a bird"], "num_images": 2}
     (tmp_path / "photos.yaml").write_text(yaml.safe_dump(options))
     assert main(["train", "--config", str(tmp_path / "photos.yaml")]) == 0
-    losses = [record["image_loss"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if "image_loss" in record]
+    losses = [
+        record["image_loss"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if "image_loss" in record
+    ]
     assert losses[-1] < losses[0] - 0.5
 
     capsys.readouterr()

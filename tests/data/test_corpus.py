@@ -56,7 +56,8 @@ def test_a_hub_dataset(shared, captions_parquet, tmp_path):
     sys.modules["hub_server"] = hub_server
     spec.loader.exec_module(hub_server)
     upload = (
-        "import sys; from huggingface_hub import HfApi; api = HfApi(); api.create_repo('tester/captions', repo_type='dataset');"
+        "import sys; from huggingface_hub import HfApi; api = HfApi();"
+        "api.create_repo('tester/captions', repo_type='dataset');"
         "api.upload_file(path_or_fileobj=sys.argv[1], path_in_repo='data/train-00000-of-00001.parquet',"
         " repo_id='tester/captions', repo_type='dataset')"
     )
@@ -64,7 +65,17 @@ def test_a_hub_dataset(shared, captions_parquet, tmp_path):
         online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
         env = {**online, **{name: str(value) for name, value in hub.env(tmp_path / "home").items()}}
         subprocess.run([sys.executable, "-c", upload, str(captions_parquet)], env=env, check=True, capture_output=True)
-        command = [sys.executable, "-c", CLI, "vocabulary", "tester/captions", "--column", "Prompt", "--out", str(tmp_path / "v")]
+        command = [
+            sys.executable,
+            "-c",
+            CLI,
+            "vocabulary",
+            "tester/captions",
+            "--column",
+            "Prompt",
+            "--out",
+            str(tmp_path / "v"),
+        ]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         missing = subprocess.run([*command[:4], "tester/none", *command[5:]], env=env, capture_output=True, text=True)

@@ -99,6 +99,7 @@ def test_what_a_run_leaves(train_run, run_options):
     assert bundle.sampling.guidance_scale == 3.0
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.compile trips over its own
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_options_of_memory_and_speed_change_no_loss(train_run, tmp_path, compiled):
     plain = train_run(output=str(tmp_path / "plain"), loop={"steps": 3})
