@@ -28,9 +28,9 @@ def read(shards: list) -> int:
 
 
 def decode(shards: list, workers: int, size: int) -> int:
-    """Read and decode everything, shard by shard as preprocessing does; returns the number of samples."""
+    """Read and decode everything; returns the number of samples."""
     with Decoder(workers, size) as decoder:
-        return sum(1 for shard in shards for _ in decoder(iterate_samples(shard)))
+        return sum(1 for _, samples in decoder(enumerate(map(iterate_samples, shards))) for _ in samples)
 
 
 def encode(encoder: Encoder, pictures: list[np.ndarray], batch_size: int, count: int) -> int:
@@ -76,7 +76,8 @@ def main() -> None:
     tokenizer = load_image_tokenizer(options.image_tokenizer)
     encoder = Encoder(tokenizer, options.device, options.dtype)
     with Decoder(0, tokenizer.image_size) as decoder:
-        decoded = islice(decoder(iterate_samples(shards[0])), options.batch_size)
+        _, samples = next(decoder([(0, iterate_samples(shards[0]))]))
+        decoded = islice(samples, options.batch_size)
         pictures = [item.picture for item in decoded if item.picture is not None]
     encode(encoder, pictures, options.batch_size, 1)
     count = read(shards)

@@ -1,8 +1,8 @@
 """The dataset card: README.md with the yaml that `datasets.load_dataset` and the Hub read.
 
-What people write into the card stays: only the default config in the yaml and the text between two marks are ours. For a
-folder with such a yaml the datasets library caches by the yaml alone, whatever becomes of the files. So the config has a
-description that changes with the parts; without it people would go on with the rows of last time.
+What people write into the card stays: only the default config in the yaml and the text between two marks are ours. For
+a folder with such a yaml the datasets library caches by the yaml alone, whatever becomes of the files. So the config
+has a description that changes with the parts; without it people would go on with the rows of last time.
 """
 
 import hashlib

@@ -1,48 +1,58 @@
 """Samples to squares of pixels in worker processes, in the samples' order.
 
-The main process reads the shard and hands chunks of files to the workers; a bounded queue of chunks runs ahead of what
-the caller takes, so that workers decode while the caller encodes.
+A thread reads the shards and hands chunks of files to the workers; a bounded queue of chunks runs ahead of what the
+caller takes, into the next shard too, so that sources are read and pictures decoded while the caller encodes.
 """
 
 import multiprocessing
 import os
+import queue
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
+from operator import attrgetter
 from typing import Self
 
 import numpy as np
 
 from ar_t2i.data.captions import MAX_CAPTION_CHARS, clean_caption
 from ar_t2i.data.images import DEFAULT_LIMITS, CropRule, ImageLimits, prepare_many
-from ar_t2i.data.sample import Reason, Sample
+from ar_t2i.data.sample import Reason, Sample, UnreadableShard
 
 CHUNK = 8
 """Files that travel to a worker together."""
 CHUNKS_AHEAD = 32
 """Chunks that wait beside the workers' own: about 256 pictures, 50 MB."""
 
+Result = Callable[[], list[np.ndarray | Reason]]
+
 
 @dataclass(slots=True, kw_only=True)
 class Decoded:
-    """A sample ready to be encoded, or the reason why it is dropped."""
+    """A sample ready to be encoded, the reason why it is dropped, or the end of a shard."""
 
-    key: str
+    shard: int
+    """Number of its shard."""
+    key: str = ""
     caption: str = ""
     picture: np.ndarray | None = None
     """(size, size, 3) uint8 RGB."""
     reason: Reason | None = None
     done: float = 0.0
     """Part of the shard that lies behind, 0 to 1."""
+    ends: bool = False
+    """This is no sample but the end of its shard."""
+    error: UnreadableShard | None = None
+    """At the end: the shard could not be read up to here."""
 
 
 class Decoder:
-    """A pool of workers; a context manager. Calling it turns samples into `Decoded` ones, one for one and in order."""
+    """A pool of workers; a context manager."""
 
     def __init__(
         self,
@@ -56,6 +66,7 @@ class Decoder:
         self.workers, self.max_caption_chars = workers, max_caption_chars
         self.settings = (size, crop, limits)
         self.pool: ProcessPoolExecutor | None = None
+        self.stopped = threading.Event()
 
     def __enter__(self) -> Self:
         if self.workers:
@@ -64,38 +75,36 @@ class Decoder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stopped.set()
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
 
-    def __call__(self, samples: Iterable[Sample]) -> Iterator[Decoded]:
-        """Decode a shard.
+    def __call__(self, shards: Iterable[tuple[int, Iterable[Sample]]]) -> Iterator[tuple[int, Iterator[Decoded]]]:
+        """Decode numbered shards, one for one and in order; the samples of one are taken before the next is asked for.
+
+        The samples of a shard that cannot be read end with UnreadableShard; the next shard may still be asked for.
 
         Raises:
             ValueError: a worker was killed; the samples it may have died of are named.
         """
-        waiting: deque[tuple[list[Decoded], Callable[[], list[np.ndarray | Reason]]]] = deque()
-        samples = iter(samples)
-        try:
-            while chunk := list(islice(samples, CHUNK)):
-                checked = [self._check(sample) for sample in chunk]
-                good = [sample.image for sample, item in zip(chunk, checked, strict=True) if item.reason is None]
-                waiting.append((checked, self._start([image for image in good if image is not None])))
-                if len(waiting) > 2 * self.workers + CHUNKS_AHEAD * bool(self.workers):
-                    yield from _finish(*waiting[0])
-                    waiting.popleft()
-            while waiting:
-                yield from _finish(*waiting[0])
-                waiting.popleft()
-        except BrokenProcessPool as error:
-            keys = [item.key for checked, _ in list(waiting)[: 2 * self.workers] for item in checked]
-            raise ValueError(
-                f"a decoding worker was killed, perhaps for memory, at a picture between {keys[0]} and {keys[-1]}; "
-                "finished parts are kept: run again with fewer --workers or a lower --max-pixels, or take it out"
-            ) from error
+        for number, items in groupby(self._ahead(self._read(shards)), key=attrgetter("shard")):
+            yield number, _samples(items)
 
-    def _check(self, sample: Sample) -> Decoded:
+    def _read(self, shards: Iterable[tuple[int, Iterable[Sample]]]) -> Iterator[tuple[Decoded, bytes | None]]:
+        """Each sample with the file that is still to be decoded, and the end of each shard."""
+        for number, samples in shards:
+            end = Decoded(shard=number, ends=True)
+            try:
+                for sample in samples:
+                    item = self._check(number, sample)
+                    yield item, sample.image if item.reason is None else None
+            except UnreadableShard as error:
+                end.error = error
+            yield end, None
+
+    def _check(self, number: int, sample: Sample) -> Decoded:
         """The caption comes first: it is cheap, and without it the picture is not decoded."""
-        item = Decoded(key=sample.key, reason=sample.reason, done=sample.done)
+        item = Decoded(shard=number, key=sample.key, reason=sample.reason, done=sample.done)
         if item.reason is None:
             assert sample.image is not None and sample.caption is not None, "a sample has both or a reason"
             caption = clean_caption(sample.caption, self.max_caption_chars)
@@ -105,21 +114,81 @@ class Decoder:
                 item.caption = caption
         return item
 
-    def _start(self, files: list[bytes]) -> Callable[[], list[np.ndarray | Reason]]:
+    def _ahead(self, entries: Iterator[tuple[Decoded, bytes | None]]) -> Iterator[Decoded]:
+        """The entries with their pictures; a thread reads on while the caller is busy or the source is slow."""
+        arrivals: queue.Queue[tuple[list[Decoded], Result] | None] = queue.Queue(2 * self.workers + CHUNKS_AHEAD)
+
+        def read() -> None:
+            try:
+                for chunk in _chunks(entries):
+                    files = [file for _, file in chunk if file is not None]
+                    if not _put(arrivals, ([item for item, _ in chunk], self._start(files)), self.stopped):
+                        return
+                _put(arrivals, None, self.stopped)
+            except Exception as error:  # belongs to the caller, after what was read before it
+                failed: Future[list[np.ndarray | Reason]] = Future()
+                failed.set_exception(error)
+                _put(arrivals, ([], failed.result), self.stopped)
+
+        threading.Thread(target=read, daemon=True).start()  # daemon: a stuck download must not keep a run from ending
+        while (chunk := arrivals.get()) is not None:
+            try:
+                yield from _finish(*chunk)
+            except BrokenProcessPool as error:
+                near = [chunk, *filter(None, list(arrivals.queue)[: 2 * self.workers])]
+                raise _killed([item.key for items, _ in near for item in items if not item.ends]) from error
+
+    def _start(self, files: list[bytes]) -> Result:
         if self.pool is None or not files:
             return lambda: prepare_many(files, *self.settings)
         return self.pool.submit(prepare_many, files, *self.settings).result
 
 
-def _finish(checked: list[Decoded], result: Callable[[], list[np.ndarray | Reason]]) -> Iterator[Decoded]:
+def _chunks(entries: Iterable[tuple[Decoded, bytes | None]]) -> Iterator[list[tuple[Decoded, bytes | None]]]:
+    """Entries in lists of `CHUNK`; the end of a shard does not wait for the next one."""
+    chunk = []
+    for entry in entries:
+        chunk.append(entry)
+        if len(chunk) == CHUNK or entry[0].ends:
+            yield chunk
+            chunk = []
+
+
+def _put(arrivals: queue.Queue, item: object, stopped: threading.Event) -> bool:
+    """Wait for room; false if nobody wants the item any more."""
+    while not stopped.is_set():
+        with suppress(queue.Full):
+            arrivals.put(item, timeout=0.1)
+            return True
+    return False
+
+
+def _killed(keys: list[str]) -> ValueError:
+    place = f" at a picture between {keys[0]} and {keys[-1]}" if keys else ""
+    return ValueError(
+        f"a decoding worker was killed, perhaps for memory,{place}; finished parts are kept: run again with "
+        "fewer --workers or a lower --max-pixels, or take that picture out"
+    )
+
+
+def _finish(items: list[Decoded], result: Result) -> Iterator[Decoded]:
     prepared = iter(result())
-    for item in checked:
-        if item.reason is None:
+    for item in items:
+        if item.reason is None and not item.ends:
             picture = next(prepared)
             if isinstance(picture, Reason):
                 item.reason = picture
             else:
                 item.picture = picture
+        yield item
+
+
+def _samples(items: Iterable[Decoded]) -> Iterator[Decoded]:
+    for item in items:
+        if item.error is not None:
+            raise item.error
+        if item.ends:
+            return  # without asking for the next item, which another shard may be slow to give
         yield item
 
 

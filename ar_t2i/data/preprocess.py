@@ -128,10 +128,9 @@ def tokenize_shards(
         with Progress(len(todo), shown=rank == 0) as progress, _decoder(image_tokenizer, config) as decode:
             encode = Encoder(image_tokenizer, _device(config), config.dtype, folder.arithmetics(), progress.say)
             progress.say(_plan(folder, todo, len(mine)))
-            for number in todo:
+            for number, samples in decode((number, iterate_samples(shards[number])) for number in todo):
                 try:
                     with folder.part(number) as part:
-                        samples = decode(iterate_samples(shards[number]))
                         for batch in _batches(progress.watch(samples), part, config.batch_size):
                             captions = [item.caption for item in batch]
                             codes = encode([item.picture for item in batch if item.picture is not None])

@@ -471,8 +471,9 @@ def test_a_killed_worker_is_told(source):
                         os.kill(child.pid, signal.SIGKILL)
                 yield sample
 
-        with pytest.raises(ValueError, match="a decoding worker was killed.*between 000"):
-            list(decode(samples()))
+        with pytest.raises(ValueError, match="a decoding worker was killed.* between 000"):
+            for _, decoded in decode([(0, samples())]):
+                list(decoded)
 
 
 COMMAND = "import sys; from ar_t2i.cli import main; sys.exit(main(sys.argv[1:]))"
