@@ -1,0 +1,1 @@
+"""From captioned pictures to batches: scenes, shards, preprocessing, the tokenized dataset."""

@@ -1,12 +1,13 @@
 """Training the decoder: a tokenized dataset in, a bundle out."""
 
+import copy
 import json
 import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -95,6 +96,8 @@ class TrainConfig:
     """Weight of the text loss beside the image loss; 0 leaves it out."""
     z_weight: float = 1e-5
     """Weight of the squared log of the softmax's denominator at image targets (z-loss, arXiv 2204.02311)."""
+    bundle_dtype: Literal["fp32", "bf16"] = "fp32"
+    """How the bundle stores the decoder's weights; bf16 halves the file and rounds them."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     data: DataConfig
@@ -224,6 +227,8 @@ class DecoderTask:
             name=self.output.name, rows=len(self.rows), dataset=self.config.data.dataset, yaml=to_yaml(self.config)
         )
         samples = self.config.samples.sampling
+        if self.config.bundle_dtype == "bf16":
+            trained = copy.deepcopy(trained).bfloat16()
         save_bundle(self.output / "bundle", trained, self.vocabulary, self.image_tokenizer, samples, card)  # type: ignore[arg-type]
 
 

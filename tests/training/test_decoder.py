@@ -138,6 +138,15 @@ def test_starts_from_a_bundle_and_from_gpt2(train_run, vocabulary, tmp_path):
     assert type(pipe.model).__name__ == "GPT2LMHeadModel" and pipe("a red bird").images[0].size == (64, 64)
 
 
+def test_a_bundle_in_bf16_is_half_the_size(train_run, tmp_path):
+    sizes = []
+    for dtype in ("fp32", "bf16"):
+        bundle = train_run(output=str(tmp_path / dtype), bundle_dtype=dtype, loop={"steps": 1}) / "bundle"
+        sizes.append((bundle / "model.safetensors").stat().st_size)
+        assert load_bundle(bundle).model.dtype == torch.float32
+    assert 0.49 < sizes[1] / sizes[0] < 0.51
+
+
 def test_a_failing_run_says_why(train_run, tmp_path, vocabulary):
     with pytest.raises(ValueError, match="the loss is nan"):
         train_run(output=str(tmp_path / "a"), optim={"lr": 1e30, "clip_norm": 0, "warmup_steps": 0})
