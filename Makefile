@@ -10,7 +10,7 @@ demo: $(VENV)/installed  ## draw a bird on a tree with the shipped bundle
 
 test: $(VENV)/installed-dev  ## lint, types, tests
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest
 
 slow: $(VENV)/installed-dev  ## the long proofs

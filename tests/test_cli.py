@@ -43,7 +43,8 @@ def test_train_from_a_yaml_file(tmp_path, run_options, capsys):
         ("loop.steps=many", "loop.steps='many': expected a whole number"),
         ("data.dataset=/none", "dataset '/none'"),
         ("vocabulary=/none", "no vocabulary at '/none'"),
-        ("loop.trackers=[abacus]", "loop.trackers=['abacus']"),
+        ("loop.trackers=[abacus]", "loop.trackers: 'abacus' is not known"),
+        ("loop.trackers=[tensorboard,clearml]", "loop.trackers: clearml is not installed"),
         ("output=/proc/none", "cannot write output='/proc/none'"),
     ],
 )

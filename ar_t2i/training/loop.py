@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ar_t2i.device import has_fast_bf16, keep_freed_memory, pick_device
 from ar_t2i.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from ar_t2i.training.optim import Ema, OptimConfig, lr_at, make_optimizer
-from ar_t2i.training.trackers import Metrics
+from ar_t2i.training.trackers import Metrics, check_trackers
 
 Batch = dict[str, Tensor]
 Sums = dict[str, Tensor]
@@ -224,17 +224,11 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     Raises:
         ValueError: a tracker that accelerate does not know or that is not installed.
     """
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16" if has_fast_bf16(pick_device()) else "fp32"
-    try:
-        return Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no",
-            log_with=list(config.trackers) or None,
-            project_dir=str(output),
-        )
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"loop.trackers={list(config.trackers)}, loop.precision={precision}: {error}") from error
+    check_trackers(config.trackers)
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(pick_device()))
+    return Accelerator(
+        mixed_precision="bf16" if bf16 else "no", log_with=list(config.trackers) or None, project_dir=str(output)
+    )
 
 
 def _resume(task: Task, resume: str, output: Path, optimizer: Any, ema: Ema | None, accelerator: Accelerator) -> int:

@@ -1,10 +1,12 @@
 """metrics.jsonl, always; and whatever trackers accelerate knows, by name."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from tqdm import tqdm
 
 
@@ -37,6 +39,20 @@ class Metrics:
         """Print a line above the progress bar."""
         if self.accelerator.is_main_process:
             tqdm.write(text)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that would log nothing; accelerate leaves them out without a word.
+
+    Raises:
+        ValueError: a tracker that accelerate does not know, or that is not installed.
+    """
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"loop.trackers: {name!r} is not known; expected some of {', '.join(LOGGER_TYPE_TO_CLASS)}")
+        if name not in installed:
+            raise ValueError(f"loop.trackers: {name} is not installed: pip install {name}")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
