@@ -1,4 +1,4 @@
-"""Measure preprocessing: decoding alone, encoding alone, and the whole beside the slower of the two.
+"""Measure preprocessing: decoding alone, encoding alone, and the whole beside the limit that these two set.
 
 python benchmarks/preprocess.py 'photos-train-{0000..0007}.tar' --image-tokenizer PATH --vocabulary PATH
 """
@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ar_t2i.data.decode import Decoder
-from ar_t2i.data.encode import Encoder
-from ar_t2i.data.preprocess import PreprocessConfig, preprocess
 from ar_t2i.data.shards import expand_sources, iterate_samples
-from ar_t2i.image_tokenizer import load_image_tokenizer
+
+if TYPE_CHECKING:
+    from ar_t2i.data.encode import Encoder
 
 
 def read(shards: list) -> int:
@@ -33,7 +33,7 @@ def decode(shards: list, workers: int, size: int) -> int:
         return sum(1 for _, samples in decoder(enumerate(map(iterate_samples, shards))) for _ in samples)
 
 
-def encode(encoder: Encoder, pictures: list[np.ndarray], batch_size: int, count: int) -> int:
+def encode(encoder: "Encoder", pictures: list[np.ndarray], batch_size: int, count: int) -> int:
     """Encode `count` pictures, those given again and again; returns their number."""
     done = 0
     while done < count:
@@ -45,6 +45,8 @@ def encode(encoder: Encoder, pictures: list[np.ndarray], batch_size: int, count:
 
 def whole(options: argparse.Namespace, workers: int) -> float:
     """The verb itself, into a folder that is thrown away; returns pictures a second once everything is loaded."""
+    from ar_t2i.data.preprocess import PreprocessConfig, preprocess
+
     with tempfile.TemporaryDirectory() as out, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         config = PreprocessConfig(
             sources=tuple(options.sources), out=out, image_tokenizer=options.image_tokenizer,
@@ -63,6 +65,12 @@ def rate(work: Callable[[], int]) -> float:
 
 def main() -> None:
     """Print the table."""
+    import torch  # here, for each worker process imports this file
+
+    from ar_t2i.data.encode import Encoder
+    from ar_t2i.device import keep_freed_memory
+    from ar_t2i.image_tokenizer import load_image_tokenizer
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--image-tokenizer", required=True)
@@ -72,6 +80,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
+    keep_freed_memory()  # as the verb does
     shards = expand_sources(options.sources)
     tokenizer = load_image_tokenizer(options.image_tokenizer)
     encoder = Encoder(tokenizer, options.device, options.dtype)
@@ -89,7 +98,8 @@ def main() -> None:
         decoding = rate(lambda workers=workers: decode(shards, workers, tokenizer.image_size))
         encoding = rate(lambda: encode(encoder, pictures, options.batch_size, min(count, 512)))
         everything = whole(options, workers)
-        limit = min(decoding, encoding)
+        side_by_side, in_turn = min(decoding, encoding), 1 / (1 / decoding + 1 / encoding)
+        limit = side_by_side if workers else in_turn
         print(f"| {workers} | {reading:,.0f} | {decoding:,.1f} | {encoding:,.1f} | {limit:,.1f} | {everything:,.1f} |")
 
 
