@@ -56,7 +56,7 @@ class PreprocessConfig(ImageLimits):
     batch_size: int = 64
     """Pictures that are encoded together."""
     workers: int | None = None
-    """Processes that decode pictures; 0 decodes in the main one (default: one less than there are cores)."""
+    """Processes that decode pictures; 0 decodes in the main one (default: one less than there are cores for it)."""
     device: str = "auto"
     """Where the image tokenizer runs: auto, cuda, mps or cpu."""
     dtype: Arithmetic = "auto"
@@ -166,8 +166,10 @@ def _batches(items: Iterable[Decoded], part: PartWriter, size: int) -> Iterator[
 
 
 def _decoder(image_tokenizer: ImageTokenizer, config: PreprocessConfig) -> Decoder:
-    workers = max((os.cpu_count() or 2) - 1, 1) if config.workers is None else config.workers
-    return Decoder(workers, image_tokenizer.image_size, config.crop, config, config.max_caption_chars)
+    cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    workers = max(cores - 1, 1) if config.workers is None else config.workers
+    limits = ImageLimits(max_pixels=config.max_pixels, min_edge=config.min_edge, max_aspect=config.max_aspect)
+    return Decoder(workers, image_tokenizer.image_size, config.crop, limits, config.max_caption_chars)
 
 
 def _device(config: PreprocessConfig) -> str:
