@@ -52,7 +52,6 @@ class TarShard:
         if group is not None:
             yield from group.samples(images, captions, self.caption_column)
 
-
     def checksum(self) -> str | None:
         """sha256 of a local file, None for others."""
         return file_checksum(self.url) if is_local(self.url) else None
