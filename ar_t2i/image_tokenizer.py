@@ -32,6 +32,11 @@ class ImageTokenizer(Protocol):
         """sha256 over the config and the float32 tensors; two tokenizers with one fingerprint write the same codes."""
         ...
 
+    @property
+    def code_vectors(self) -> "Tensor":
+        """(K, D) float32: the codebook as the decoder reads it; codes whose vectors are near look alike."""
+        ...
+
     def encode(self, pixels: "Tensor") -> "Tensor":
         """Pictures (B, 3, S, S), float in [0, 1], to codes (B, T), int64."""
         ...

@@ -42,6 +42,8 @@ class ModelConfig:
     """Width of the feed-forward part; None takes the size's own."""
     head_dim: int | None = None
     """Width of an attention head; None takes the size's own, 64 or 128."""
+    code_embeddings: Literal["random", "codebook"] = "random"
+    """How embeddings of codes start: at random, or alike for codes that look alike, which learns faster."""
     max_positions: int = 256
     """Longest sequence, caption and picture together, in ids."""
     dropout: float = 0.0
@@ -97,6 +99,36 @@ def build_model(config: ModelConfig, vocabulary: Vocabulary, seed: int) -> "PreT
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(settings)
     return model.float()
+
+
+@torch.no_grad()
+def embed_codes_by_likeness(
+    model: "PreTrainedModel", vocabulary: Vocabulary, code_vectors_KD: Tensor, seed: int
+) -> None:
+    """Start the embeddings of codes so that codes which look alike have alike embeddings.
+
+    Rows become random Fourier features of the image tokenizer's codebook (Rahimi and Recht 2007): their products
+    approximate Gaussian kernels of many widths, from the distance between neighbours to the distance between any two
+    codes. With tied embeddings the decoder then predicts a region of the codebook before it knows each code by itself.
+
+    Args:
+        model: a decoder with random weights.
+        vocabulary: its vocabulary.
+        code_vectors_KD: a vector for each code.
+        seed: of the features.
+    """
+    table_VW = embedding(model)
+    generator = torch.Generator().manual_seed(seed)
+    vectors_KD = code_vectors_KD.float().cpu()
+    distances_SK = torch.cdist(vectors_KD[torch.randperm(len(vectors_KD), generator=generator)[:256]], vectors_KD)
+    near, far = distances_SK.kthvalue(2, dim=1).values.median().clamp_min(1e-3), distances_SK.median()
+    width = table_VW.shape[1]
+    scales_W = near * (far / near) ** torch.rand(width, generator=generator)
+    frequencies_DW = torch.randn(vectors_KD.shape[1], width, generator=generator) / scales_W
+    phases_W = 2 * torch.pi * torch.rand(width, generator=generator)
+    features_KW = (vectors_KD @ frequencies_DW + phases_W).cos() * 2**0.5  # of variance 1, as a normal draw
+    rows_K = torch.from_numpy(vocabulary.image_ids[: len(vectors_KD)])
+    table_VW[rows_K] = features_KW * model.config.initializer_range
 
 
 def load_vocabulary_for(config: ModelConfig, vocabulary: str) -> Vocabulary:

@@ -61,6 +61,11 @@ class SlotTokenizer(nn.Module):
         """Height and width of a picture in pixels."""
         return self.config.image_size
 
+    @property
+    def code_vectors(self) -> Tensor:
+        """(K, D): the codebook, unit vectors."""
+        return self.codebook_KD
+
     def features(self, pixels_B3HW: Tensor) -> Tensor:
         """Raw features (B, F) of pictures in [0, 1]."""
         return self.encoder(pixels_B3HW * 2 - 1).flatten(1)

@@ -174,6 +174,11 @@ class TiTok(nn.Module):
             raise ValueError(f"codes of shape {tuple(codes.shape)}: expected (B, {self.num_codes})")
         return self.decode_latents(self.quantize.entries(codes).transpose(1, 2).unsqueeze(2))
 
+    @property
+    def code_vectors(self) -> Tensor:
+        """(K, D): the codebook as the decoder reads it, unit vectors where the config says so."""
+        return self.quantize.entries(torch.arange(self.codebook_size, device=self.quantize.embedding.weight.device))
+
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Pictures (B, 3, S, S), float in [0, 1], to codes (B, T), int64.

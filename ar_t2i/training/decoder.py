@@ -23,6 +23,7 @@ from ar_t2i.model.build import (
     add_residual_dropout,
     build_model,
     check_head,
+    embed_codes_by_likeness,
     embedding,
     load_vocabulary_for,
     output_layer,
@@ -137,7 +138,7 @@ class DecoderTask:
         if self.rows.truncated:
             cut, longest = f"{self.rows.truncated:,} of {len(self.rows):,}", config.data.max_caption_length
             accelerator.print(f"{cut} captions are cut to {longest} ids")
-        model = _make_model(config, self.vocabulary, self.rows.num_codes)
+        model = _make_model(config, self.vocabulary, self.image_tokenizer)
         self.module, self.trained = DecoderWithLoss(model, self.vocabulary), model
         self.no_decay = [embedding(model), output_layer(model).weight]
         self.stream = BatchStream(
@@ -232,12 +233,14 @@ class DecoderTask:
         save_bundle(self.output / "bundle", trained, self.vocabulary, self.image_tokenizer, samples, card)  # type: ignore[arg-type]
 
 
-def _make_model(config: TrainConfig, vocabulary: Vocabulary, num_codes: int) -> "PreTrainedModel":
+def _make_model(config: TrainConfig, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer) -> "PreTrainedModel":
     model = build_model(config.model, vocabulary, config.seed)
     check_head(model)
+    if config.model.code_embeddings == "codebook":
+        embed_codes_by_likeness(model, vocabulary, image_tokenizer.code_vectors, config.seed)
     add_residual_dropout(model, config.model.dropout)
     length, positions = config.data.max_caption_length, model.config.max_position_embeddings
-    longest = sequence_length(length, num_codes)
+    longest = sequence_length(length, image_tokenizer.num_codes)
     if longest > positions:
         raise ValueError(
             f"data.max_caption_length={length} makes sequences of {longest} ids, the model has {positions} positions: "

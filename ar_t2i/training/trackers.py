@@ -50,7 +50,9 @@ def check_trackers(names: Sequence[str]) -> None:
     installed = [str(tracker) for tracker in get_available_trackers()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(f"loop.trackers: {name!r} is not known; expected some of {', '.join(LOGGER_TYPE_TO_CLASS)}")
+            raise ValueError(
+                f"loop.trackers: {name!r} is not known; expected some of {', '.join(LOGGER_TYPE_TO_CLASS)}"
+            )
         if name not in installed:
             raise ValueError(f"loop.trackers: {name} is not installed: pip install {name}")
 

@@ -2,7 +2,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from ar_t2i.model.build import SIZES, ModelConfig, add_residual_dropout, build_model, load_vocabulary_for
+from ar_t2i.model.build import (
+    SIZES,
+    ModelConfig,
+    add_residual_dropout,
+    build_model,
+    embed_codes_by_likeness,
+    load_vocabulary_for,
+)
 from ar_t2i.vocabulary import Vocabulary
 
 EXPECTED = {"scenes": 10e6, "small": 100e6, "base": 330e6, "large": 1e9}
@@ -75,3 +82,19 @@ def test_wrong_options_are_named(vocabulary):
         build_model(ModelConfig(init_from="/nowhere"), vocabulary, 0)
     with pytest.raises(ValueError, match="vocabulary is not set"):
         load_vocabulary_for(ModelConfig(), "")
+
+
+def test_codes_that_look_alike_start_alike(vocabulary, image_tokenizer):
+    """Products of embeddings fall with the distance in the codebook; other ids and the size are left."""
+    config = ModelConfig(hidden_size=256, num_layers=1, intermediate_size=32, head_dim=64)
+    plain, model = (build_model(config, vocabulary, 0) for _ in range(2))
+    embed_codes_by_likeness(model, vocabulary, image_tokenizer.code_vectors, 0)
+    before, after = (each.get_input_embeddings().weight.detach() for each in (plain, model))
+    assert torch.equal(after[torch.from_numpy(vocabulary.text_ids)], before[torch.from_numpy(vocabulary.text_ids)])
+    codes = after[torch.from_numpy(vocabulary.image_ids)]
+    assert codes.std() == pytest.approx(before.std().item(), rel=0.05)
+    vectors = image_tokenizer.code_vectors[:300]
+    likeness = torch.nn.functional.cosine_similarity(codes[:300, None], codes[None, :300], dim=-1)
+    distances = torch.cdist(vectors, vectors)
+    near, far = likeness[(distances < 0.01) & (distances > 0)], likeness[distances > 1.5]
+    assert len(near) > 20 and len(far) > 1000 and near.mean() > 0.8 and far.mean().abs() < 0.3
