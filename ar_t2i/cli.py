@@ -85,14 +85,16 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
         parser.epilog = "options, in the yaml file or as key=value:\n\n" + "\n".join(describe(config_class))
     else:
         add_flags(parser, config_class, POSITIONAL.get(verb))
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     _quiet()
     getattr(module, function_name)(from_flags(config_class, options))
 
 
 def _run_yaml(parser: argparse.ArgumentParser, verb: str, arguments: Sequence[str]) -> None:
     _yaml_arguments(parser, verb)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if "=" in options.resume:
+        raise ValueError(f"--resume {options.resume}: expected a checkpoint's folder; put --resume behind the options")
     module_name, config_name, function_name, _ = VERBS[verb]
     module = import_module(module_name)
     config = load(getattr(module, config_name), options.config, options.overrides)

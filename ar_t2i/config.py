@@ -38,7 +38,11 @@ def load(cls: type[Options], path: str | Path | None = None, overrides: Sequence
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"override {override!r} is not of the form key=value, for example optim.lr=1e-3")
-        _set_dotted(values, key.split("."), yaml.load(text, Loader=_Loader) if text else "")
+        try:
+            value = yaml.load(text, Loader=_Loader) if text else ""
+        except yaml.YAMLError as error:
+            raise ValueError(f"override {override!r}: {text!r} is not valid yaml") from error
+        _set_dotted(values, key.split("."), value)
     return build(cls, values)
 
 

@@ -145,7 +145,9 @@ def with_options(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingC
 
 
 def replace_directory(directory: Path, write: Callable[[Path], None]) -> Path:
-    """Fill a folder beside `directory`, then put it in its place, so that a reader never sees half of one.
+    """Fill a folder beside `directory`, then put it in its place; a reader never sees half of one.
+
+    Where `write` fails, the old folder stays as it was.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -161,8 +163,13 @@ def replace_directory(directory: Path, write: Callable[[Path], None]) -> Path:
         if directory.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
             directory.rename(old / directory.name)
-            fresh.rename(directory)
-            shutil.rmtree(old)
+            try:
+                fresh.rename(directory)
+            except OSError:
+                (old / directory.name).rename(directory)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
             fresh.rename(directory)
     finally:
@@ -175,6 +182,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} is no bundle: {MANIFEST} is missing or unreadable") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{folder}: {MANIFEST} holds a {type(facts).__name__}, expected a json object")
     if facts.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{folder}: bundle format {facts.get('format_version')!r}, this version reads {FORMAT_VERSION}: "
@@ -197,13 +206,14 @@ def _image_tokenizer_folder(folder: Path) -> Path:
 
 def _load_model(folder: Path) -> "PreTrainedModel":
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: no causal LM with safetensors weights could be loaded: {error}") from error
     model, report = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -74,6 +74,8 @@ def load_image_tokenizer(directory: str | Path) -> ImageTokenizer:
         ) from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{config_file} is not valid json: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_file} holds a {type(config).__name__}, expected a json object")
     if config.get("model_type") == "slots":
         from ar_t2i.slots import SlotTokenizer
 

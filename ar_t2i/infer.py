@@ -14,7 +14,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ar_t2i import __version__
-from ar_t2i.device import has_fast_bf16, pick_device
+from ar_t2i.device import pick_device
 from ar_t2i.hub import shipped_bundle, with_options
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.training.samples import make_grid
@@ -49,8 +49,8 @@ class InferConfig:
     """Bundle, a folder or Hub id (default: the one that comes with the package)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes the best there is."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the decoder; auto is bf16 on CUDA cards that have it, fp32 elsewhere."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the decoder; bf16 is faster on a GPU, but a picture may depend on what is drawn beside it."""
     batch_size: int = 32
     """Pictures drawn at a time."""
     grid: bool = False
@@ -78,11 +78,11 @@ def infer(config: InferConfig) -> list[Path]:
         bundle = config.bundle or shipped_bundle()
         pipeline = TextToImagePipeline.from_pretrained(bundle)
         device = pick_device(config.device)
-        bf16 = config.dtype == "bf16" or (config.dtype == "auto" and device.type == "cuda" and has_fast_bf16(device))
-        pipeline.to(device).to(torch.bfloat16 if bf16 else torch.float32)
-    out = _writable(Path(config.out))
+        pipeline.to(device).to(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
     options = {name: getattr(config, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
     settings = asdict(with_options(pipeline.sampling, options))
+    pipeline.encode_prompts(prompts)  # refuses a wrong one before the folder is made
+    out = _writable(Path(config.out))
     seeds = [config.seed + number for _ in prompts for number in range(config.num_images)]
     with clock("draw"):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -99,10 +99,14 @@ def infer(config: InferConfig) -> list[Path]:
             }
             for prompt, seed in zip(labels, seeds, strict=True)
         ]
-        paths = [_save(image, out, about) for image, about in zip(output.images, facts, strict=True)]
-        grid = out / "grid.png" if config.grid else None
-        if grid:
-            make_grid(output.images, columns=config.num_images).save(grid)
+        stems = [f"{_stem(about['prompt'])}-{about['seed']}" for about in facts]
+        paths = [
+            _save(image, out, stem, about) for image, stem, about in zip(output.images, stems, facts, strict=True)
+        ]
+        grid = None
+        if config.grid:
+            image = make_grid(output.images, columns=config.num_images)
+            grid = _save(image, out, "grid", {"prompts": prompts, **facts[0], "num_images": config.num_images})
     _report(config, facts, paths, grid, settings, clock.seconds)
     return paths
 
@@ -137,13 +141,16 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def _save(image: Image.Image, out: Path, about: dict[str, Any]) -> Path:
+def _stem(prompt: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+
+
+def _save(image: Image.Image, out: Path, stem: str, about: dict[str, Any]) -> Path:
     """Write a PNG; one of other settings under the same name is kept, this one gets a number."""
-    stem = re.sub(r"[^a-z0-9]+", "-", about["prompt"].lower()).strip("-")[:60] or "picture"
-    path, number = out / f"{stem}-{about['seed']}.png", 1
+    path, number = out / f"{stem}.png", 1
     while path.exists() and read_metadata(path) != about:
         number += 1
-        path = out / f"{stem}-{about['seed']}-{number}.png"
+        path = out / f"{stem}-{number}.png"
     info = PngImagePlugin.PngInfo()
     info.add_itxt(METADATA, json.dumps(about, ensure_ascii=False))
     image.save(path, pnginfo=info)

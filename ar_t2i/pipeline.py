@@ -96,15 +96,12 @@ class TextToImagePipeline:
             self.sampling,
             {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p},
         )
-        if not prompts or not all(text.strip() for text in prompts):
-            raise ValueError("the prompt is empty: expected some words; guidance_scale 0 draws without a caption")
         for name, value in (("num_images_per_prompt", num_images_per_prompt), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type={output_type!r}: expected pil, np or pt")
-        captions = self.vocabulary.encode_captions([text for text in prompts for _ in range(num_images_per_prompt)])
-        check_length(self.model, captions, self.image_tokenizer.num_codes)
+        captions = [ids for ids in self.encode_prompts(prompts) for _ in range(num_images_per_prompt)]
         uniform_NT = self._uniform(len(captions), generator)
         codes_NT = torch.cat(
             [
@@ -113,6 +110,18 @@ class TextToImagePipeline:
             ]
         )
         return TextToImageOutput(_convert(self.decode(codes_NT, batch_size), output_type), codes_NT)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Prompts to ids.
+
+        Raises:
+            ValueError: no prompt, an empty one, or one that is longer than the model's context.
+        """
+        if not prompts or not all(text.strip() for text in prompts):
+            raise ValueError("the prompt is empty: expected some words; guidance_scale 0 draws without a caption")
+        captions = self.vocabulary.encode_captions(prompts)
+        check_length(self.model, captions, self.image_tokenizer.num_codes)
+        return captions
 
     def draw_codes(
         self,

@@ -38,6 +38,10 @@ def image_token(code: int) -> str:
     return f"<|image:{code}|>"
 
 
+Merges = tuple[dict[tuple[str, str], int], dict[str, int]]
+"""Ranks of the merges of a BPE, and ids of its symbols."""
+
+
 class Vocabulary:
     """Captions to ids, codes to ids and back, over a tokenizer of the transformers library.
 
@@ -191,12 +195,13 @@ class Vocabulary:
         Raises:
             ValueError: the tokenizer is not a byte-level BPE.
         """
+        merges = self._merges  # refuses what is no byte-level BPE
         pieces = self._captions.pre_tokenizer.pre_tokenize_str(caption)  # type: ignore[union-attr]
-        return [token for word, _ in pieces for token in self._merge(word, dropout, rng)]
+        return [token for word, _ in pieces for token in self._merge(word, merges, dropout, rng)]
 
-    def _merge(self, word: str, dropout: float, rng: np.random.Generator) -> list[int]:
+    def _merge(self, word: str, merges: Merges, dropout: float, rng: np.random.Generator) -> list[int]:
         symbols = list(word)
-        ranks, ids = self._merges
+        ranks, ids = merges
         while len(symbols) > 1:
             found = [
                 (ranks[pair], i) for i in range(len(symbols) - 1) if (pair := (symbols[i], symbols[i + 1])) in ranks
@@ -211,9 +216,10 @@ class Vocabulary:
         return [ids[symbol] for symbol in symbols]
 
     @cached_property
-    def _merges(self) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+    def _merges(self) -> Merges:
         rules = json.loads(self._captions.to_str())
-        if rules["model"]["type"] != "BPE" or rules["normalizer"] or rules["pre_tokenizer"]["type"] != "ByteLevel":
+        kind = (rules["pre_tokenizer"] or {}).get("type")
+        if rules["model"]["type"] != "BPE" or rules["normalizer"] or kind != "ByteLevel":
             raise ValueError("BPE-dropout needs a byte-level BPE vocabulary without normaliser; set bpe_dropout to 0")
         ranks = {tuple(pair): rank for rank, pair in enumerate(rules["model"]["merges"])}
         return ranks, rules["model"]["vocab"]

@@ -45,6 +45,10 @@ def test_train_from_a_yaml_file(tmp_path, run_options, capsys):
         ("vocabulary=/none", "no vocabulary at '/none'"),
         ("loop.trackers=[abacus]", "loop.trackers: 'abacus' is not known"),
         ("loop.trackers=[tensorboard,clearml]", "loop.trackers: clearml is not installed"),
+        ("samples.prompts=[a", "override 'samples.prompts=[a': '[a' is not valid yaml"),
+        ("samples.guidance_scale=-1", "guidance_scale=-1.0: expected 0 or more"),
+        ("samples.prompts=['']", "samples.prompts: a prompt is empty"),
+        ("seed=-1", "seed=-1: expected 0 to"),
         ("output=/proc/none", "cannot write output='/proc/none'"),
     ],
 )
@@ -74,6 +78,17 @@ def test_wrong_files_are_one_line_and_exit_code_2(tmp_path, run_options, vocabul
     assert main(["infer", "a bird", "--bundle", str(vocabulary_folder), "--out", str(tmp_path / "out")]) == 2
     assert "is no bundle" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_options_may_stand_in_any_order(tmp_path, run_options, capsys):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_options))
+    command = ["train", "loop.steps=1", "--config", str(tmp_path / "run.yaml"), "samples.prompts=[]", "seed=3"]
+    assert main(command) == 0
+    assert "seed: 3" in (tmp_path / "run" / "config.yaml").read_text()
+    assert main([*command, "--resume", "seed=4"]) == 2
+    assert "put --resume behind the options" in capsys.readouterr().err
+    assert main(["tokenizer", "train", "--config", str(tmp_path / "none.yaml"), "data=[a]", "output=b"]) == 2
+    assert "cannot read the config" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -4,6 +4,7 @@ The ids of the text come from the `text` column and this run's vocabulary, never
 nothing in another vocabulary.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,8 @@ class TokenizedDataset:
         self.num_codes = num_codes or len(rows[0][CODES])
         self.vocabulary, self.max_caption_length, self.seed = vocabulary, max_caption_length, seed
         self.caption_dropout, self.bpe_dropout = caption_dropout, bpe_dropout
+        if bpe_dropout:
+            vocabulary.encode_caption_with_dropout("", 0.0, np.random.default_rng(0))  # fails now if it ever would
         self.texts = rows.select_columns([TEXT])
         self.rows = _encode(rows, vocabulary, self.num_codes)
         caption_lengths = _numpy_column(self.rows, "caption_length")
@@ -84,8 +87,15 @@ class TokenizedDataset:
             if rng.random() < self.caption_dropout:
                 caption = ()
             elif self.bpe_dropout:
-                caption = self.vocabulary.encode_caption_with_dropout(self.texts[index][TEXT], self.bpe_dropout, rng)
+                caption = self.vocabulary.encode_caption_with_dropout(
+                    self.texts[index][TEXT] or "", self.bpe_dropout, rng
+                )
         return sequence_ids(self.vocabulary, caption[: self.max_caption_length], row["codes"])
+
+    def digest(self) -> str:
+        """sha256 hex over the lengths of all rows and the codes of the first thousand: tells datasets apart."""
+        first = self.rows.select(range(min(1000, len(self)))).with_format("numpy")["codes"][:]
+        return hashlib.sha256(self.lengths.tobytes() + np.concatenate(first).tobytes()).hexdigest()
 
     def code_entropy(self, most_rows: int = 100_000) -> float:
         """Entropy in nats of the codes' frequencies: the image loss of a model that knows only these."""
@@ -147,8 +157,9 @@ def _encode(rows: "datasets.Dataset", vocabulary: Vocabulary, num_codes: int) ->
 
 
 def _check_codes(codes: Sequence[int], index: int, num_codes: int, codebook_size: int) -> None:
-    if len(codes) != num_codes:
-        raise ValueError(f"row {index} has {len(codes)} codes, expected {num_codes}; preprocess this shard again")
+    count = 0 if codes is None else len(codes)
+    if count != num_codes:
+        raise ValueError(f"row {index} has {count} codes, expected {num_codes}; preprocess this shard again")
     if min(codes) < 0 or max(codes) >= codebook_size:
         wrong = min(codes) if min(codes) < 0 else max(codes)
         raise ValueError(

@@ -53,9 +53,11 @@ class ModelConfig:
         """Check ranges."""
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout={self.dropout}: expected 0 <= dropout < 1")
-        for name in ("hidden_size", "num_layers", "intermediate_size", "head_dim"):
+        for name in ("hidden_size", "num_layers", "intermediate_size", "head_dim", "max_positions"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"model.{name}={value}: expected at least 1")
+        if self.dimensions["head_dim"] % 2:
+            raise ValueError(f"model.head_dim={self.head_dim}: expected an even number, for rotary positions")
         if self.dimensions["hidden_size"] % self.dimensions["head_dim"]:
             raise ValueError(
                 f"model.hidden_size={self.dimensions['hidden_size']}: "

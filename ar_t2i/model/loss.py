@@ -23,7 +23,7 @@ _IMAGE, _TEXT = 1, 2
 
 
 class DecoderWithLoss(nn.Module):
-    """The decoder and its loss in one forward, so that DDP, FSDP and torch.compile wrap a whole step."""
+    """The decoder and its loss in one forward, so that DDP and torch.compile wrap a whole step."""
 
     row_of_id: Tensor
     kind_of_id: Tensor

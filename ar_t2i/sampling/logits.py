@@ -71,6 +71,10 @@ def draw(logits_BK: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor
     if config.temperature == 0:
         return logits_BK.argmax(-1)
     logits_BK = keep_top_p(keep_top_k(logits_BK / config.temperature, config.top_k), config.top_p)
+    device = logits_BK.device
+    if device.type == "mps":  # has no float64
+        logits_BK, uniform_B = logits_BK.cpu(), uniform_B.cpu()
     cumulative_BK = logits_BK.double().softmax(-1).cumsum(-1)
     target_B1 = uniform_B.double()[:, None] * cumulative_BK[:, -1:]
-    return torch.searchsorted(cumulative_BK, target_B1, right=True)[:, 0].clamp_max(logits_BK.shape[-1] - 1)
+    codes_B = torch.searchsorted(cumulative_BK, target_B1, right=True)[:, 0].clamp_max(logits_BK.shape[-1] - 1)
+    return codes_B.to(device)

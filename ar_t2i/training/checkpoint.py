@@ -7,12 +7,15 @@ stands for them.
 """
 
 import json
+import pickle
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -47,8 +50,27 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(path: Path, facts: dict[str, Any], model: nn.Module, ema: nn.Module | None, optimizer: Any) -> int:
-    """Load a checkpoint into the given objects; returns the number of optimizer steps done.
+def find_checkpoint(folder: Path, resume: str) -> Path | None:
+    """The checkpoint that `resume` means: "" none, "auto" the newest in `folder` if there is any, else that folder.
+
+    Raises:
+        ValueError: a checkpoint of `folder` that is not its newest.
+    """
+    own = list_checkpoints(folder)
+    if resume == "auto":
+        return own[-1] if own else None
+    if not resume:
+        return None
+    path = Path(resume)
+    if path.resolve() in [old.resolve() for old in own[:-1]]:
+        raise ValueError(
+            f"{path} has a newer one beside it, {own[-1].name}: delete that, or give another output"
+        )
+    return path
+
+
+def check_checkpoint(path: Path, facts: dict[str, Any]) -> int:
+    """The number of optimizer steps that a checkpoint has done.
 
     Raises:
         ValueError: not a checkpoint, or one of a run with other data, vocabulary, seed or batch; the difference is
@@ -64,16 +86,32 @@ def load_checkpoint(path: Path, facts: dict[str, Any], model: nn.Module, ema: nn
                 f"cannot resume {path}: {name} was {state['facts'].get(name)!r}, now {value!r}; "
                 "set it back, or start a new run with another output"
             )
+    return state["step"]
+
+
+def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: Any) -> None:
+    """Load a checkpoint into the given objects.
+
+    Raises:
+        ValueError: tensors are missing, damaged or of another shape.
+    """
     _load(model, path / "model.safetensors")
     if ema is not None:
         _load(ema, path / "ema.safetensors")
-    optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"))
-    return state["step"]
+    try:
+        whole = zipfile.is_zipfile(path / "optimizer.pt")
+        state = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu") if whole else None
+    except (OSError, RuntimeError, pickle.UnpicklingError):
+        state = None
+    if state is None:
+        raise ValueError(f"{path / 'optimizer.pt'} is missing or damaged: resume from an older checkpoint")
+    optimizer.load_state_dict(state)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+    found = [path for path in folder.glob("step-*") if (path / "state.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -81,7 +119,10 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _load(module: nn.Module, path: Path) -> None:
-    stored, own = load_file(path), _tensors(module)
+    try:
+        stored, own = load_file(path), _tensors(module)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged: resume from an older checkpoint") from error
     if stored.keys() != own.keys():
         wrong = sorted(stored.keys() ^ own.keys())
         raise ValueError(f"{path} does not fit this model: {len(wrong)} tensors differ, the first {wrong[0]}")

@@ -30,7 +30,9 @@ from ar_t2i.model.build import (
 )
 from ar_t2i.model.loss import DecoderWithLoss
 from ar_t2i.pipeline import TextToImagePipeline
+from ar_t2i.sampling.decoder import check_length
 from ar_t2i.sequence import sequence_length
+from ar_t2i.training.checkpoint import check_checkpoint, find_checkpoint
 from ar_t2i.training.loop import LoopConfig, make_accelerator, train
 from ar_t2i.training.optim import OptimConfig
 from ar_t2i.training.samples import SamplesConfig, draw_samples, write_table
@@ -115,8 +117,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         for name in ("text_weight", "z_weight"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
 
 
 class DecoderTask:
@@ -139,6 +143,7 @@ class DecoderTask:
             cut, longest = f"{self.rows.truncated:,} of {len(self.rows):,}", config.data.max_caption_length
             accelerator.print(f"{cut} captions are cut to {longest} ids")
         model = _make_model(config, self.vocabulary, self.image_tokenizer)
+        check_length(model, self.vocabulary.encode_captions(["", *config.samples.prompts]), self.rows.num_codes)
         self.module, self.trained = DecoderWithLoss(model, self.vocabulary), model
         self.no_decay = [embedding(model), output_layer(model).weight]
         self.stream = BatchStream(
@@ -150,9 +155,10 @@ class DecoderTask:
             "image_loss_unigram": self.rows.code_entropy(),
         }
         self.facts = {
-            "vocabulary": self.vocabulary.fingerprint, "rows": len(self.rows), "seed": config.seed,
+            "vocabulary": self.vocabulary.fingerprint, "data": self.rows.digest(), "seed": config.seed,
             "batch_size": config.data.batch_size, "processes": accelerator.num_processes,
             "accumulation": config.loop.gradient_accumulation_steps, "steps": config.loop.steps,
+            "dropouts": f"{config.data.caption_dropout} {config.data.bpe_dropout} {config.model.dropout}",
         }  # fmt: skip
 
     def _dataset(self, split: str, limit: int, dropout: bool) -> TokenizedDataset:
@@ -197,7 +203,7 @@ class DecoderTask:
         if self.validation is None:
             return {}
         judge = DecoderWithLoss(module, self.vocabulary).to(accelerator.device)  # type: ignore[arg-type]
-        totals = torch.zeros(4, dtype=torch.float64, device="cpu")
+        totals = torch.zeros(4)
         size = self.config.data.batch_size
         order = self.validation.lengths.argsort(kind="stable")[accelerator.process_index :: accelerator.num_processes]
         for start in range(0, len(order), size):
@@ -207,7 +213,7 @@ class DecoderTask:
             with accelerator.autocast():
                 sums = judge(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
             counts = judge.count_targets(batch["labels"].to(accelerator.device))
-            totals += torch.stack([sums["image"], sums["text"], *counts]).double().cpu()
+            totals += torch.stack([sums["image"], sums["text"], *counts]).float().cpu()
         image, text, image_count, text_count = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()  # type: ignore[union-attr]
         return {"validation_image_loss": image / image_count, "validation_text_loss": text / max(1.0, text_count)}
 
@@ -270,11 +276,14 @@ def train_decoder(config: TrainConfig, resume: str = "") -> Path:
             f"output={config.output!r} holds a run already: pass --resume to go on, or give another output"
         )
     accelerator = make_accelerator(config.loop, output)
+    checkpoint = find_checkpoint(output / "checkpoints", resume)
     task = DecoderTask(config, accelerator)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, task.facts)
     if accelerator.is_main_process:
         _make_output(output, config)
     accelerator.wait_for_everyone()
-    train(task, config.loop, config.optim, accelerator, output, resume, config.seed)
+    train(task, config.loop, config.optim, accelerator, output, checkpoint, config.seed)
     accelerator.print(f"bundle: {output / 'bundle'}   samples: {output / 'samples.md'}")
     return output / "bundle"
 

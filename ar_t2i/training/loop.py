@@ -4,16 +4,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType, PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ar_t2i.device import has_fast_bf16, keep_freed_memory, pick_device
-from ar_t2i.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from ar_t2i.device import has_fast_bf16, keep_freed_memory
+from ar_t2i.training.checkpoint import Checkpoint, check_checkpoint, load_checkpoint, save_checkpoint
 from ar_t2i.training.optim import Ema, OptimConfig, lr_at, make_optimizer
 from ar_t2i.training.trackers import Metrics, check_trackers
 
@@ -107,7 +108,13 @@ class Task(Protocol):
 
 
 def train(
-    task: Task, config: LoopConfig, optim: OptimConfig, accelerator: Accelerator, output: Path, resume: str, seed: int
+    task: Task,
+    config: LoopConfig,
+    optim: OptimConfig,
+    accelerator: Accelerator,
+    output: Path,
+    checkpoint: Path | None,
+    seed: int,
 ) -> None:
     """Train until `config.steps`, starting anew or from a checkpoint.
 
@@ -117,8 +124,7 @@ def train(
         optim: optimizer, schedule and moving average.
         accelerator: made by `make_accelerator`.
         output: folder of the run.
-        resume: "" starts anew, "auto" takes the newest checkpoint in `output` if there is one, else a checkpoint's
-            folder.
+        checkpoint: a folder of one to go on from, None to start anew.
         seed: of dropout.
 
     Raises:
@@ -131,7 +137,7 @@ def train(
     module = torch.compile(task.module, dynamic=True) if config.compile else task.module
     module, optimizer = accelerator.prepare(module, optimizer)
     averaged.to(accelerator.device)
-    step = _resume(task, resume, output, optimizer, ema, accelerator)
+    step = started = _resume(task, checkpoint, optimizer, ema, accelerator)
     metrics = Metrics(accelerator, output, task.facts, step)
     accumulation = config.gradient_accumulation_steps
     batches = task.read(step * accumulation, config.steps * accumulation)
@@ -156,20 +162,17 @@ def train(
                 metrics.log(step, found)
                 metrics.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
         if accelerator.is_main_process:
-            task.draw(averaged, step)
             if _due(step, config.checkpoint_every, config.steps):
-                state = Checkpoint(step, task.facts)
+                state, average = Checkpoint(step, task.facts), ema.module if ema else None
                 save_checkpoint(
-                    output / "checkpoints",
-                    state,
-                    task.trained,
-                    ema.module if ema else None,
-                    optimizer,
-                    config.keep_checkpoints,
+                    output / "checkpoints", state, task.trained, average, optimizer, config.keep_checkpoints
                 )
                 task.export(averaged)
+            task.draw(averaged, step)
         meter.restart()
     bar.close()
+    if accelerator.is_main_process and started == config.steps:  # stopped between the last checkpoint and its export
+        task.export(averaged)
     accelerator.end_training()
 
 
@@ -215,32 +218,32 @@ def train_step(
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch's own generator, which dropout reads, from the step, so that a resumed run draws the same."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
 
 
 def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     """The accelerator of a run.
 
     Raises:
-        ValueError: a tracker that accelerate does not know or that is not installed.
+        ValueError: a tracker that accelerate does not know or that is not installed, or a strategy other than DDP.
     """
     check_trackers(config.trackers)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(pick_device()))
-    return Accelerator(
+    # One process encodes the captions while the others wait for it, longer than the ten minutes that is the default.
+    device = PartialState(timeout=timedelta(hours=6)).device or torch.device("cpu")
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
+    accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no", log_with=list(config.trackers) or None, project_dir=str(output)
     )
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise ValueError(f"{accelerator.distributed_type} is not supported yet: configure accelerate for plain DDP")
+    return accelerator
 
 
-def _resume(task: Task, resume: str, output: Path, optimizer: Any, ema: Ema | None, accelerator: Accelerator) -> int:
-    path = Path(resume)
-    if resume == "auto":
-        found = list_checkpoints(output / "checkpoints")
-        if not found:
-            return 0
-        path = found[-1]
-    elif not resume:
+def _resume(task: Task, path: Path | None, optimizer: Any, ema: Ema | None, accelerator: Accelerator) -> int:
+    if path is None:
         return 0
-    step = load_checkpoint(path, task.facts, task.trained, ema.module if ema else None, optimizer)
+    step = check_checkpoint(path, task.facts)
+    load_checkpoint(path, task.trained, ema.module if ema else None, optimizer)
     accelerator.print(f"resumed {path} at step {step}")
     return step
 

@@ -40,10 +40,10 @@ class OptimConfig:
         for name, low, high in (
             ("beta1", 0, 1), ("beta2", 0, 1), ("decay_fraction", 0, 1), ("min_lr_ratio", 0, 1), ("ema_decay", 0, 1),
         ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
+            if not low <= getattr(self, name) <= high or (name.startswith("beta") and getattr(self, name) == 1):
                 raise ValueError(f"optim.{name}={getattr(self, name)}: expected {low} to {high}")
         for name in ("lr", "weight_decay", "warmup_steps", "clip_norm"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"optim.{name}={getattr(self, name)}: expected 0 or more")
 
 

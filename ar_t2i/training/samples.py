@@ -39,6 +39,16 @@ class SamplesConfig:
     top_p: float = 1.0
     """Keep the most likely codes until their chances add up to this."""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.every < 0 or self.num_images < 1:
+            raise ValueError(
+                f"samples.every={self.every}, samples.num_images={self.num_images}: expected at least 0 and 1"
+            )
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("samples.prompts: a prompt is empty; expected some words, or no prompts at all")
+        _ = self.sampling  # checks its own ranges
+
     @property
     def sampling(self) -> SamplingConfig:
         """As the sampler's options."""
@@ -59,7 +69,7 @@ def draw_samples(pipeline: TextToImagePipeline, config: SamplesConfig, folder: P
 
 def write_table(output: Path, prompts: Sequence[str]) -> None:
     """Write samples.md: a row for each iteration that has pictures, a column for each prompt."""
-    folders = sorted((output / "samples").glob("step-*"))
+    folders = sorted((output / "samples").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
     lines = ["| iteration | " + " | ".join(prompts) + " |", "|---" * (len(prompts) + 1) + "|"]
     for folder in folders:
         cells = [f"![{prompt}](samples/{folder.name}/{number}.png)" for number, prompt in enumerate(prompts)]

@@ -116,6 +116,10 @@ def train_slots(config: SlotTrainingConfig, resume: str = "") -> Path:
         ValueError: data that holds no pictures, a checkpoint that does not fit, or a loss that is not finite.
     """
     keep_freed_memory()
+    if not resume and (Path(config.output) / "metrics.jsonl").exists():
+        raise ValueError(
+            f"output={config.output!r} holds a run already: pass --resume to go on, or give another output"
+        )
     run = _Run(config)
     run.load(resume)
     stream = PictureStream(

@@ -43,6 +43,13 @@ def test_wrong_codes_are_refused(vocabulary, codes, message):
         make(datasets.Dataset.from_dict({"text": ["a", "b"], "image_tokens": codes}), vocabulary)
 
 
+def test_a_missing_caption_is_an_empty_one_and_missing_codes_are_refused(vocabulary):
+    rows = datasets.Dataset.from_dict({"text": [None, "a"], "image_tokens": [[1] * 32] * 2})
+    assert len(make(rows, vocabulary, bpe_dropout=0.1).sequence(0)) == 34
+    with pytest.raises(ValueError, match="row 1 has 0 codes"):
+        make(datasets.Dataset.from_dict({"text": ["a", "b"], "image_tokens": [[1] * 32, None]}), vocabulary)
+
+
 def test_missing_columns_rows_and_splits(vocabulary, tokenized, tmp_path):
     with pytest.raises(ValueError, match=r"lacks the columns \['text'\]"):
         make(datasets.Dataset.from_dict({"image_tokens": [[0] * 32]}), vocabulary)

@@ -64,6 +64,7 @@ def test_an_unreadable_shard_stops_nothing_else(kit, run, tmp_path, source, caps
 def test_a_killed_worker_is_told(kit, source):
     shard = expand_sources([source])[0]
     with Decoder(1, kit.SIZE) as decode:
+
         def samples():
             for number, sample in enumerate(itertools.islice(itertools.cycle(iterate_samples(shard)), 4000)):
                 if number == 2000:

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ar_t2i.data.dataset import load_rows
 from ar_t2i.hub import load_bundle
 from ar_t2i.pipeline import TextToImagePipeline
+from ar_t2i.training.checkpoint import list_checkpoints
 from ar_t2i.training.trackers import read_metrics
 
 BY_HEART = {
@@ -73,6 +74,28 @@ def test_resume_refuses_another_run(train_run, run_options):
         train_run(resume="auto", seed=1)
     with pytest.raises(ValueError, match="no checkpoint at"):
         train_run(resume=str(output / "nothing"))
+    with pytest.raises(ValueError, match="data was"):
+        train_run(resume="auto", data={"limit": 100})
+    with pytest.raises(ValueError, match="has a newer one beside it, step-000008"):
+        train_run(resume=str(output / "checkpoints" / "step-000004"))
+    assert "seed: 0" in (output / "config.yaml").read_text() and "limit: 0" in (output / "config.yaml").read_text()
+    (output / "checkpoints" / "step-000008" / "optimizer.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match="optimizer.pt is missing or damaged"):
+        train_run(resume="auto")
+
+
+def test_a_run_stopped_before_its_export_is_finished_by_resume(train_run):
+    output = train_run()
+    shutil.rmtree(output / "bundle")
+    train_run(resume="auto")
+    assert load_bundle(output / "bundle").sampling.guidance_scale == 3.0
+
+
+def test_checkpoints_sort_by_number(tmp_path):
+    for step in (999_000, 1_000_000):
+        (tmp_path / f"step-{step:06d}").mkdir()
+        (tmp_path / f"step-{step:06d}" / "state.json").write_text("{}")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-999000", "step-1000000"]
 
 
 def test_what_a_run_leaves(train_run, run_options):
