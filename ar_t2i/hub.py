@@ -154,27 +154,35 @@ def replace_directory(directory: Path, write: Callable[[Path], None]) -> Path:
     """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     except OSError as error:
         raise ValueError(f"cannot write {str(directory)!r}: {error.strerror}; give another folder") from error
+    fresh, old = aside / "fresh", aside / "old"
     try:
+        fresh.mkdir()
         write(fresh)
-        fresh.chmod(0o755)
+        _open_to_readers(fresh)
         if directory.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
-            directory.rename(old / directory.name)
-            try:
-                fresh.rename(directory)
-            except OSError:
-                (old / directory.name).rename(directory)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
+            directory.rename(old)
+        try:
             fresh.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
     return directory
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give all files the mode that this user's files have; safetensors leaves some that only the owner can read."""
+    probe = folder / ".mode"
+    probe.touch()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            shutil.copymode(probe, path)
+    probe.unlink()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -142,5 +142,13 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError, match="halfway"):
         replace_directory(target, bad)
     assert (target / "a").read_text() == "1" and os.listdir(tmp_path) == ["bundle"]
-    replace_directory(target, lambda folder: (folder / "b").write_text("3"))
+
+    def private(folder):
+        (folder / "b").write_text("3")
+        (folder / "b").chmod(0o600)
+
+    replace_directory(target, private)
+    (tmp_path / "probe").touch()
+    assert (target / "b").stat().st_mode == (tmp_path / "probe").stat().st_mode
+    (tmp_path / "probe").unlink()
     assert os.listdir(target) == ["b"] and os.listdir(tmp_path) == ["bundle"]

@@ -63,9 +63,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         return None
     path = Path(resume)
     if path.resolve() in [old.resolve() for old in own[:-1]]:
-        raise ValueError(
-            f"{path} has a newer one beside it, {own[-1].name}: delete that, or give another output"
-        )
+        raise ValueError(f"{path} has a newer one beside it, {own[-1].name}: delete that, or give another output")
     return path
 
 

@@ -136,7 +136,9 @@ def train_slots(config: SlotTrainingConfig, resume: str = "") -> Path:
             run.evaluate()
             run.save()
     run.round_weights()
-    return replace_directory(run.output / "tokenizer", run.model.save_pretrained)
+    folder = replace_directory(run.output / "tokenizer", run.model.save_pretrained)
+    print(f"image tokenizer: {folder}   reconstructions: {run.output / 'pictures'}")
+    return folder
 
 
 class _Run:
