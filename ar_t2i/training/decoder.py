@@ -202,7 +202,8 @@ class DecoderTask:
         """Mean losses on the validation rows, shared out over the processes."""
         if self.validation is None:
             return {}
-        judge = DecoderWithLoss(module, self.vocabulary).to(accelerator.device)  # type: ignore[arg-type]
+        was_training = module.training
+        judge = DecoderWithLoss(module.eval(), self.vocabulary).to(accelerator.device)  # type: ignore[arg-type]
         totals = torch.zeros(4)
         size = self.config.data.batch_size
         order = self.validation.lengths.argsort(kind="stable")[accelerator.process_index :: accelerator.num_processes]
@@ -214,6 +215,7 @@ class DecoderTask:
                 sums = judge(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
             counts = judge.count_targets(batch["labels"].to(accelerator.device))
             totals += torch.stack([sums["image"], sums["text"], *counts]).float().cpu()
+        module.train(was_training)
         image, text, image_count, text_count = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()  # type: ignore[union-attr]
         return {"validation_image_loss": image / image_count, "validation_text_loss": text / max(1.0, text_count)}
 

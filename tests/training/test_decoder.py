@@ -161,6 +161,19 @@ def test_starts_from_a_bundle_and_from_gpt2(train_run, vocabulary, tmp_path):
     assert type(pipe.model).__name__ == "GPT2LMHeadModel" and pipe("a red bird").images[0].size == (64, 64)
 
 
+def test_validation_has_no_dropout(train_run, tmp_path):
+    """Also without averaged weights, when those in training are validated; training goes on with it."""
+    still = {"optim": {"lr": 0.0, "ema_decay": 0.0}, "loop": {"steps": 4, "evaluate_every": 2}}
+    found = []
+    for dropout in (0.0, 0.5):
+        run = train_run(output=str(tmp_path / str(dropout)), model={"dropout": dropout}, **still)
+        records = read_metrics(run / "metrics.jsonl")
+        found.append([record["validation_image_loss"] for record in records if "validation_image_loss" in record])
+        losses = [record["image_loss"] for record in records if "image_loss" in record]
+    assert len(found[0]) == 2 and found[0] == pytest.approx(found[1], abs=1e-6)
+    assert found[0][0] == pytest.approx(found[0][1], abs=1e-6) and len(set(losses)) == 4
+
+
 def test_a_bundle_in_bf16_is_half_the_size(train_run, tmp_path):
     sizes = []
     for dtype in ("fp32", "bf16"):
