@@ -166,6 +166,18 @@ def to_uint8(pixels: Tensor) -> np.ndarray:
     return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
+def make_grid(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
+    """Pictures of one size in rows of `columns`, with a white gap between."""
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    columns = min(columns, len(images))
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for number, image in enumerate(images):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        grid[top : top + height, left : left + width] = np.asarray(image.convert("RGB"))
+    return Image.fromarray(grid)
+
+
 def _convert(pixels: Tensor, output_type: str) -> Any:
     if output_type == "pt":
         return pixels

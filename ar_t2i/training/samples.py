@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
-from ar_t2i.pipeline import TextToImagePipeline
+from ar_t2i.pipeline import TextToImagePipeline, make_grid
 from ar_t2i.sampling.logits import SamplingConfig
 
 FIVE_PROMPTS = (
@@ -75,15 +73,3 @@ def write_table(output: Path, prompts: Sequence[str]) -> None:
         cells = [f"![{prompt}](samples/{folder.name}/{number}.png)" for number, prompt in enumerate(prompts)]
         lines.append(f"| {int(folder.name.removeprefix('step-')):,} | " + " | ".join(cells) + " |")
     (output / "samples.md").write_text("# Samples\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-
-
-def make_grid(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
-    """Pictures of one size in rows of `columns`, with a white gap between."""
-    width, height = images[0].size
-    rows = -(-len(images) // columns)
-    columns = min(columns, len(images))
-    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
-    for number, image in enumerate(images):
-        top, left = number // columns * (height + gap), number % columns * (width + gap)
-        grid[top : top + height, left : left + width] = np.asarray(image.convert("RGB"))
-    return Image.fromarray(grid)

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from ar_t2i.config import to_yaml
 from ar_t2i.device import has_fast_bf16, keep_freed_memory, pick_device
 from ar_t2i.hub import replace_directory
+from ar_t2i.pipeline import make_grid
 from ar_t2i.slots import SlotConfig, SlotTokenizer
 from ar_t2i.slots.codebook import CodebookAverage, CodeUsage, start_from_components
 from ar_t2i.slots.objective import Stage, picture_loss, psnr, reconstruct
 from ar_t2i.training.optim import OptimConfig, lr_at, make_optimizer
 from ar_t2i.training.pictures import SCENES, PictureBatch, PictureStream, picture_batches, unseen_pictures
-from ar_t2i.training.samples import make_grid
 from ar_t2i.training.trackers import read_metrics
 
 
