@@ -33,6 +33,15 @@ def load(cls: type[Options], path: str | Path | None = None, overrides: Sequence
     Raises:
         ValueError: an unreadable file, an unknown key (the nearest known one is offered) or a value of the wrong type.
     """
+    return build(cls, gather(path, overrides))
+
+
+def gather(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The nested mapping of a yaml file (None for an empty one), changed by dotted overrides; for `build`.
+
+    Raises:
+        ValueError: an unreadable file, or an override that is not of the form ``a.b=value``.
+    """
     values = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -43,7 +52,7 @@ def load(cls: type[Options], path: str | Path | None = None, overrides: Sequence
         except yaml.YAMLError as error:
             raise ValueError(f"override {override!r}: {text!r} is not valid yaml") from error
         _set_dotted(values, key.split("."), value)
-    return build(cls, values)
+    return values
 
 
 def build(cls: type[Options], values: Mapping[str, Any], where: str = "") -> Options:

@@ -9,9 +9,9 @@ import time
 import torch
 
 from ar_t2i.data import scenes
+from ar_t2i.likeness import psnr
 from ar_t2i.slots import SlotTokenizer
 from ar_t2i.slots.codebook import CodeUsage
-from ar_t2i.slots.objective import psnr
 
 
 @torch.no_grad()
@@ -31,21 +31,21 @@ def main() -> None:
     usage = CodeUsage(tokenizer.codebook_size)
     usage.add(torch.cat(codes))
     print(f"{options.pictures} unseen scenes, {options.threads} threads, torch {torch.__version__}")
-    found = [psnr(tokenizer.decode(c), pixels) for c, pixels in zip(codes, batches, strict=True)]
+    found = [float(psnr(tokenizer.decode(c), pixels).mean()) for c, pixels in zip(codes, batches, strict=True)]
     print(f"PSNR {sum(found) / len(found):.2f} dB")
     print(", ".join(f"{name} {value:.0f}" for name, value in usage.read().items()))
 
-    usual = torch.cat(codes).mode(0).values
     for kept in (1, 2, 4, 8, 16):
-        coarse = [torch.cat([c[:, :kept], usual[kept:].expand(len(c), -1)], dim=1) for c in codes]
-        found = [psnr(tokenizer.decode(c), pixels) for c, pixels in zip(coarse, batches, strict=True)]
-        print(f"PSNR of the first {kept} codes, the most frequent ones after: {sum(found) / len(found):.2f} dB")
+        first = (torch.arange(tokenizer.num_codes) < kept)[:, None]
+        painted = [tokenizer.paint(tokenizer.unmix(tokenizer.code_vectors[c] * first)).clamp(0, 1) for c in codes]
+        found = [float(psnr(part, pixels).mean()) for part, pixels in zip(painted, batches, strict=True)]
+        print(f"PSNR of the first {kept} codes alone: {sum(found) / len(found):.2f} dB")
 
     with torch.autocast("cpu", torch.bfloat16):
         fast = [tokenizer.encode(pixels) for pixels in batches]
     same = torch.cat(fast) == torch.cat(codes)
     print(f"codes of bfloat16 equal to those of float32: {same.float().mean():.1%}")
-    found = [psnr(tokenizer.decode(c), pixels) for c, pixels in zip(fast, batches, strict=True)]
+    found = [float(psnr(tokenizer.decode(c), pixels).mean()) for c, pixels in zip(fast, batches, strict=True)]
     print(f"PSNR of the codes of bfloat16: {sum(found) / len(found):.2f} dB")
 
     for name, call in (

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "ar_t2i"
 LAYERS = [
     ["__init__", "config", "device"],
-    ["vocabulary", "sequence", "image_tokenizer", "titok", "slots"],
+    ["words", "vocabulary", "sequence", "image_tokenizer", "likeness", "perceptual", "titok", "slots"],
     ["data", "model"],
     ["sampling", "hub"],
     ["pipeline", "training", "infer"],

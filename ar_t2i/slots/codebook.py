@@ -1,13 +1,14 @@
 """Where a slot tokenizer starts from, and how its codebook follows the slots while it trains.
 
-Shape suffixes: N pictures, F features, T slots, D numbers in a slot, K codebook entries, S slots of many pictures.
+Shape suffixes: N pictures, F features, R regions, T slots, D numbers in a slot, K codebook entries,
+S slots of many pictures.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ar_t2i.slots.model import SlotTokenizer
 
@@ -16,23 +17,26 @@ MEMORY = 32
 
 
 @torch.no_grad()
-def start_from_components(model: SlotTokenizer, features_NF: Tensor, generator: torch.Generator) -> None:
-    """Start mixer, codebook and unmixer from the principal components of the features of N pictures.
+def start_from_components(
+    model: SlotTokenizer, features_NF: Tensor, weights_F: Tensor, generator: torch.Generator
+) -> None:
+    """Start mixer, codebook and unmixer from the principal components of the standardised features of N pictures.
 
-    Slot t holds the components t*(D-1) .. (t+1)*(D-1) - 1, scaled to variance 1, so slots run from coarse to fine.
-    Its last number is a constant: scaling to length 1 then keeps the size of the others (a point of a plane, seen from
-    the centre of the sphere). The codebook is k-means of the slots; the unmixer is the least-squares map from codebook
-    entries to features.
+    Slot s of a region holds its components s*(D-1) .. (s+1)*(D-1) - 1, scaled to variance 1, so slots run from coarse
+    to fine. A slot's last number is a constant: scaling to length 1 then keeps the size of the others (a point of a
+    plane, seen from the centre of the sphere). The codebook is k-means of the slots; the unmixer is the least-squares
+    map from codebook entries to features.
+
+    Args:
+        model: with `feature_mean_F` and `feature_std_F` set.
+        features_NF: raw features.
+        weights_F: how much features count, see `ar_t2i.slots.objective.pixel_weights`.
+        generator: of the k-means.
     """
-    num_codes, dim = model.num_codes, model.config.code_dim - 1
-    model.feature_mean_F.copy_(features_NF.mean(0))
-    model.feature_std_F.copy_(features_NF.std(0).clamp_min(1e-3))
     standard_NF = (features_NF - model.feature_mean_F) / model.feature_std_F
-    variance_F, directions_FF = torch.linalg.eigh(standard_NF.T @ standard_NF / len(standard_NF))
-    chosen = torch.arange(len(variance_F) - 1, len(variance_F) - 1 - num_codes * dim, -1)
-    rows = directions_FF[:, chosen].T / variance_F[chosen].clamp_min(1e-4).sqrt()[:, None]
-    model.mixer.linear.weight.zero_().unflatten(0, (num_codes, -1))[:, :dim] = rows.unflatten(0, (num_codes, dim))
-    model.mixer.linear.bias.zero_().unflatten(0, (num_codes, -1))[:, dim] = dim**0.5
+    roots_RF = model.mixer.by_region(weights_F[None]).sqrt()[:, 0]
+    for mixer, part_NF, root_F in zip(model.mixer.mixers, model.mixer.by_region(standard_NF), roots_RF, strict=True):
+        _start_mixer(mixer.linear, part_NF, root_F, model.config.code_dim - 1)
 
     slots_NTD = torch.cat([model.slots(chunk) for chunk in features_NF.split(256)])
     model.codebook_KD.copy_(_spherical_kmeans(slots_NTD.flatten(0, 1), model.codebook_size, generator))
@@ -43,6 +47,18 @@ def start_from_components(model: SlotTokenizer, features_NF: Tensor, generator: 
     solution = torch.linalg.solve(entries.T @ entries + ridge, entries.T @ standard_NF)
     model.unmixer.linear.weight.copy_(solution[:-1].T)
     model.unmixer.linear.bias.copy_(solution[-1])
+
+
+def _start_mixer(linear: nn.Linear, standard_NF: Tensor, root_F: Tensor, dim: int) -> None:
+    """Principal components of weighed features, `dim` of them to a slot, and a constant of their length."""
+    weighed_NF = standard_NF * root_F
+    variance_F, directions_FF = torch.linalg.eigh(weighed_NF.T @ weighed_NF / len(weighed_NF))
+    num_slots = linear.out_features // (dim + 1)
+    chosen = torch.arange(len(variance_F) - 1, len(variance_F) - 1 - num_slots * dim, -1)
+    rows = directions_FF[:, chosen].T / variance_F[chosen].clamp_min(1e-4).sqrt()[:, None] * root_F
+    linear.weight.zero_().unflatten(0, (num_slots, -1))[:, :dim] = rows.unflatten(0, (num_slots, dim))
+    assert linear.bias is not None
+    linear.bias.zero_().unflatten(0, (num_slots, -1))[:, dim] = dim**0.5
 
 
 class CodebookAverage:

@@ -23,6 +23,8 @@ class QuantizerOutput(NamedTuple):
     """Scalar: commitment_cost * mean((e - z)^2), which moves z."""
     codebook_loss: Tensor
     """Scalar: mean((e - z)^2), which moves the codebook."""
+    searched: Tensor
+    """(B*N, C) float32, without gradient: what an entry was searched for, a unit vector where the search is so."""
 
 
 class VectorQuantizer(nn.Module):
@@ -52,6 +54,7 @@ class VectorQuantizer(nn.Module):
             quantizer_loss=commitment_loss + codebook_loss,
             commitment_loss=commitment_loss,
             codebook_loss=codebook_loss,
+            searched=z_MC.detach(),
         )
 
     def entries(self, codes: Tensor) -> Tensor:

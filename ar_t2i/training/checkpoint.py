@@ -1,6 +1,6 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
-    checkpoints/step-000200/  model.safetensors  ema.safetensors  optimizer.pt  state.json
+    checkpoints/step-000200/  model.safetensors  ema.safetensors  optimizer.pt  state.json  [companions.pt]
 
 Random states and the data position are functions of the seed and the step (`BatchStream`, `seed_step`), so the step
 stands for them.
@@ -10,6 +10,7 @@ import json
 import pickle
 import shutil
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,26 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, model: nn.Module, ema: nn.Module | None, optimizer: Any, keep: int
+    folder: Path,
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    ema: nn.Module | None,
+    optimizer: Any,
+    keep: int,
+    companions: Sequence[Any] = (),
 ) -> Path:
-    """Write `folder/step-xxxxxx` in one piece, then delete all but the newest `keep`."""
+    """Write `folder/step-xxxxxx` in one piece, then delete all but the newest `keep`.
+
+    `companions` are what else has a state: `state_dict` and `load_state_dict`.
+    """
 
     def write(target: Path) -> None:
         save_file(_tensors(model), target / "model.safetensors")
         if ema is not None:
             save_file(_tensors(ema), target / "ema.safetensors")
         torch.save(optimizer.state_dict(), target / "optimizer.pt")
+        if companions:
+            torch.save([companion.state_dict() for companion in companions], target / "companions.pt")
         (target / "state.json").write_text(json.dumps({"step": checkpoint.step, "facts": checkpoint.facts}, indent=2))
 
     path = replace_directory(folder / f"step-{checkpoint.step:06d}", write)
@@ -78,16 +90,23 @@ def check_checkpoint(path: Path, facts: dict[str, Any]) -> int:
         state = json.loads((path / "state.json").read_text())
     except OSError as error:
         raise ValueError(f"no checkpoint at {str(path)!r}: expected a folder with state.json") from error
-    for name, value in facts.items():
-        if state["facts"].get(name) != value:
-            raise ValueError(
-                f"cannot resume {path}: {name} was {state['facts'].get(name)!r}, now {value!r}; "
-                "set it back, or start a new run with another output"
-            )
+    check_facts(path, state["facts"], facts)
     return state["step"]
 
 
-def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module | None, optimizer: Any) -> None:
+def check_facts(path: Path, stored: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Raise ValueError where a run goes on under other facts than those stored with its checkpoint."""
+    for name, value in facts.items():
+        if stored.get(name) != value:
+            raise ValueError(
+                f"cannot resume {path}: {name} was {stored.get(name)!r}, now {value!r}; "
+                "set it back, or start a new run with another output"
+            )
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, ema: nn.Module | None, optimizer: Any, companions: Sequence[Any] = ()
+) -> None:
     """Load a checkpoint into the given objects.
 
     Raises:
@@ -96,14 +115,10 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module | None, optimiz
     _load(model, path / "model.safetensors")
     if ema is not None:
         _load(ema, path / "ema.safetensors")
-    try:
-        whole = zipfile.is_zipfile(path / "optimizer.pt")
-        state = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu") if whole else None
-    except (OSError, RuntimeError, pickle.UnpicklingError):
-        state = None
-    if state is None:
-        raise ValueError(f"{path / 'optimizer.pt'} is missing or damaged: resume from an older checkpoint")
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict(load_states(path / "optimizer.pt"))
+    if companions:
+        for companion, state in zip(companions, load_states(path / "companions.pt"), strict=True):
+            companion.load_state_dict(state)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -114,6 +129,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().contiguous() for name, parameter in module.named_parameters()}
+
+
+def load_states(path: Path) -> Any:
+    """What `torch.save` wrote, tensors and plain values alone (ValueError where it is missing or damaged)."""
+    try:
+        states = torch.load(path, weights_only=True, map_location="cpu") if zipfile.is_zipfile(path) else None
+    except (OSError, RuntimeError, pickle.UnpicklingError):
+        states = None
+    if states is None:
+        raise ValueError(f"{path} is missing or damaged: resume from an older checkpoint")
+    return states
 
 
 def _load(module: nn.Module, path: Path) -> None:

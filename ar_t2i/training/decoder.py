@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ar_t2i.config import to_yaml
 from ar_t2i.data.batching import Batch, BatchStream, collate
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
-from ar_t2i.hub import Bundle, resolve, save_bundle
+from ar_t2i.hub import Bundle, resolve, save_bundle, words_learnt
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import (
     ModelConfig,
@@ -126,6 +126,8 @@ class TrainConfig:
 class DecoderTask:
     """The decoder on a tokenized dataset, for `ar_t2i.training.loop`."""
 
+    companions = ()
+
     def __init__(self, config: TrainConfig, accelerator: Accelerator):
         self.config, self.output = config, Path(config.output)
         self.vocabulary = load_vocabulary_for(config.model, config.vocabulary)
@@ -133,6 +135,7 @@ class DecoderTask:
         _check_same_tokenizer(config.data.dataset, self.image_tokenizer)
         with accelerator.main_process_first():
             self.rows = self._dataset(config.data.train_split, config.data.limit, dropout=True)
+            words = self.rows.words()
             has_validation = bool(config.data.validation_split)
             self.validation = (
                 self._dataset(config.data.validation_split, config.data.validation_rows, dropout=False)
@@ -143,6 +146,10 @@ class DecoderTask:
             cut, longest = f"{self.rows.truncated:,} of {len(self.rows):,}", config.data.max_caption_length
             accelerator.print(f"{cut} captions are cut to {longest} ids")
         model = _make_model(config, self.vocabulary, self.image_tokenizer)
+        if accelerator.device.type == "cpu":
+            # torch's fused attention is slow there on the way back: a step of 64 rows took 0.68 s, and 0.53 s without.
+            model.set_attn_implementation("eager")
+        self.words = words_learnt(config.model.init_from, words)
         check_length(model, self.vocabulary.encode_captions(["", *config.samples.prompts]), self.rows.num_codes)
         self.module, self.trained = DecoderWithLoss(model, self.vocabulary), model
         self.no_decay = [embedding(model), output_layer(model).weight]
@@ -158,6 +165,7 @@ class DecoderTask:
             "vocabulary": self.vocabulary.fingerprint, "data": self.rows.digest(), "seed": config.seed,
             "batch_size": config.data.batch_size, "processes": accelerator.num_processes,
             "accumulation": config.loop.gradient_accumulation_steps, "steps": config.loop.steps,
+            "averaged": config.optim.ema_decay > 0,
             "dropouts": f"{config.data.caption_dropout} {config.data.bpe_dropout} {config.model.dropout}",
         }  # fmt: skip
 
@@ -238,7 +246,8 @@ class DecoderTask:
         samples = self.config.samples.sampling
         if self.config.bundle_dtype == "bf16":
             trained = copy.deepcopy(trained).bfloat16()
-        save_bundle(self.output / "bundle", trained, self.vocabulary, self.image_tokenizer, samples, card)  # type: ignore[arg-type]
+        parts = self.vocabulary, self.image_tokenizer
+        save_bundle(self.output / "bundle", trained, *parts, samples, card, words=self.words)  # type: ignore[arg-type]
 
 
 def _make_model(config: TrainConfig, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer) -> "PreTrainedModel":

@@ -1,25 +1,24 @@
 """The training loop, for whatever is trained: a `Task` says what a step's loss is, this says when what happens."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ar_t2i.device import has_fast_bf16, keep_freed_memory
 from ar_t2i.training.checkpoint import Checkpoint, check_checkpoint, load_checkpoint, save_checkpoint
 from ar_t2i.training.optim import Ema, OptimConfig, lr_at, make_optimizer
+from ar_t2i.training.task import Batch, Sums, Task
 from ar_t2i.training.trackers import Metrics, check_trackers
-
-Batch = dict[str, Tensor]
-Sums = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,58 +52,6 @@ class LoopConfig:
         for name in ("evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loop.{name}={getattr(self, name)}: expected 0 or more")
-
-
-class Task(Protocol):
-    """What is trained."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Its forward takes a batch and returns sums over targets; it is what gets wrapped for many processes."""
-        ...
-
-    @property
-    def trained(self) -> nn.Module:
-        """The part whose weights are saved and averaged."""
-        ...
-
-    @property
-    def no_decay(self) -> Sequence[nn.Parameter]:
-        """Parameters without weight decay."""
-        ...
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What must stay equal when a run is resumed."""
-        ...
-
-    def read(self, start: int, stop: int) -> Iterator[Batch]:
-        """Micro-batches start .. stop - 1 of this process."""
-        ...
-
-    def count(self, batch: Batch) -> Tensor:
-        """Numbers of targets in a batch, a vector that adds up over batches."""
-        ...
-
-    def loss(self, sums: Sums, counts: Tensor) -> Tensor:
-        """The loss of one micro-batch, normalised by the counts of the whole step over all processes."""
-        ...
-
-    def metrics(self, sums: Sums, counts: Tensor) -> dict[str, float]:
-        """Values to log, from sums and counts over a whole step."""
-        ...
-
-    def evaluate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """Validation values of `module`, the averaged weights where they are kept."""
-        ...
-
-    def draw(self, trained: nn.Module, step: int) -> None:
-        """Draw samples where `step` asks for them."""
-        ...
-
-    def export(self, trained: nn.Module) -> None:
-        """Write what the run is for."""
-        ...
 
 
 def train(
@@ -164,9 +111,8 @@ def train(
         if accelerator.is_main_process:
             if _due(step, config.checkpoint_every, config.steps):
                 state, average = Checkpoint(step, task.facts), ema.module if ema else None
-                save_checkpoint(
-                    output / "checkpoints", state, task.trained, average, optimizer, config.keep_checkpoints
-                )
+                kept = config.keep_checkpoints, task.companions
+                save_checkpoint(output / "checkpoints", state, task.trained, average, optimizer, *kept)
                 task.export(averaged)
             task.draw(averaged, step)
         meter.restart()
@@ -188,32 +134,50 @@ def train_step(
     """One optimizer step over the micro-batches of this process; returns the step's values over all processes.
 
     The loss of each micro-batch is divided by the targets of the whole step, all micro-batches and processes
-    together, so how rows
-    are spread over them changes nothing. DDP averages gradients over processes, hence the factor.
+    together, so how rows are spread over them changes nothing.
     """
     batches = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in batches]
     counts = accelerator.reduce(torch.stack([task.count(batch) for batch in batches]).sum(0), "sum")
     assert isinstance(counts, Tensor)
+    loss, sums = accumulate(module, batches, lambda sums: task.loss(sums, counts), accelerator)
+    norm = update(optimizer, task.trained, lr, clip_norm, accelerator)
+    values = {"loss": loss, **task.metrics(sums, counts), "grad_norm": norm}
+    for companion in task.companions:
+        values |= companion.after_step(sums, counts)
+    return values
+
+
+def accumulate(
+    module: nn.Module, batches: Sequence[Batch], loss_of: Callable[[Sums], Tensor], accelerator: Accelerator
+) -> tuple[float, Sums]:
+    """Gradients of the sum of the micro-batches' losses, and that sum; and the module's sums, over all processes.
+
+    DDP averages gradients over processes, hence the factor.
+    """
     total: Sums = {}
     loss_sum = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(module):
             sums = module(**batch)
-            loss = task.loss(sums, counts)
+            loss = loss_of(sums)
             accelerator.backward(loss * accelerator.num_processes)
         loss_sum += loss.detach()
         total = {name: value.detach() + total.get(name, 0) for name, value in sums.items()}
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    norm = accelerator.clip_grad_norm_(task.trained.parameters(), clip_norm or float("inf"))
     loss_sum = accelerator.reduce(loss_sum, "sum")
     if not torch.isfinite(loss_sum):  # type: ignore[arg-type]
         raise ValueError(f"the loss is {float(loss_sum)}: lower optim.lr, or resume from the checkpoint before")  # type: ignore[arg-type]
+    return float(loss_sum), {name: accelerator.reduce(value, "sum") for name, value in total.items()}  # type: ignore[arg-type]
+
+
+def update(optimizer: Any, trained: nn.Module, lr: float, clip_norm: float, accelerator: Accelerator) -> float:
+    """Clip, step and clear the gradients; returns their norm before clipping."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    norm = accelerator.clip_grad_norm_(trained.parameters(), clip_norm or float("inf"))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    total = {name: accelerator.reduce(value, "sum") for name, value in total.items()}  # type: ignore[misc]
-    return {"loss": float(loss_sum), **task.metrics(total, counts), "grad_norm": float(norm)}  # type: ignore[arg-type]
+    return float(norm)  # type: ignore[arg-type]
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -229,7 +193,9 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     """
     check_trackers(config.trackers)
     # One process encodes the captions while the others wait for it, longer than the ten minutes that is the default.
-    device = PartialState(timeout=timedelta(hours=6)).device or torch.device("cpu")
+    # Without cpu=True accelerate takes each of several processes without an accelerator for the only one.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    device = PartialState(cpu=cpu, timeout=timedelta(hours=6)).device or torch.device("cpu")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no", log_with=list(config.trackers) or None, project_dir=str(output)
@@ -243,7 +209,7 @@ def _resume(task: Task, path: Path | None, optimizer: Any, ema: Ema | None, acce
     if path is None:
         return 0
     step = check_checkpoint(path, task.facts)
-    load_checkpoint(path, task.trained, ema.module if ema else None, optimizer)
+    load_checkpoint(path, task.trained, ema.module if ema else None, optimizer, task.companions)
     accelerator.print(f"resumed {path} at step {step}")
     return step
 
@@ -269,13 +235,16 @@ class _Meter:
         self.started = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """Means, and for each count `n_x` the rate `x_per_second`; starts anew."""
+        """Means over the steps that have a value, for each count `n_x` the rate `x_per_second`; starts anew.
+
+        `dropped_x` is a running total, so its last value is taken.
+        """
         record = {}
-        for name in self.values[0]:
-            total = sum(values[name] for values in self.values)
+        for name, latest in self.values[-1].items():
+            found = [values[name] for values in self.values if name in values]
             if name.startswith("n_"):
-                record[f"{name[2:]}_per_second"] = total / self.seconds
+                record[f"{name[2:]}_per_second"] = sum(found) / self.seconds
             else:
-                record[name] = total / len(self.values)
+                record[name] = latest if name.startswith("dropped_") else sum(found) / len(found)
         self.values, self.seconds = [], 0.0
         return record

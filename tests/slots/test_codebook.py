@@ -11,7 +11,9 @@ TINY = SlotConfig(
     code_dim=4,
     stage_widths=(8, 8, 8, 8),
     feature_channels=8,
+    regions=(1, 1),
     mixer_width=16,
+    unmixer_width=16,
 )
 
 
@@ -28,7 +30,8 @@ def test_the_start_explains_features_and_goes_from_coarse_to_fine():
     torch.manual_seed(0)
     model = SlotTokenizer(TINY)
     features = _correlated_features(4000)
-    start_from_components(model, features[:3000], torch.Generator().manual_seed(0))
+    model.standardise(features[:3000])
+    start_from_components(model, features[:3000], torch.ones(32), torch.Generator().manual_seed(0))
     unseen = features[3000:]
     with torch.no_grad():
         entries = model.codebook_KD[model.nearest(model.slots(unseen))]

@@ -13,7 +13,9 @@ TINY = SlotConfig(
     code_dim=4,
     stage_widths=(8, 8, 8, 8),
     feature_channels=8,
+    regions=(2, 1),
     mixer_width=16,
+    unmixer_width=16,
 )
 
 
@@ -48,6 +50,22 @@ def test_pictures_do_not_depend_on_the_batch(tokenizer):
     codes = torch.randint(32, (5, 4), generator=torch.Generator().manual_seed(2))
     alone = torch.cat([tokenizer.decode(row[None]) for row in codes])
     torch.testing.assert_close(tokenizer.decode(codes), alone, atol=1e-5, rtol=0)
+
+
+def test_slots_come_from_their_regions_the_first_of_each_first(tokenizer):
+    features_BCHW = torch.randn(1, 8, 2, 2, generator=torch.Generator().manual_seed(2))
+    changed_BCHW = features_BCHW.clone()
+    changed_BCHW[:, :, 1] += 1  # the lower row
+    with torch.no_grad():
+        before, after = tokenizer.slots(features_BCHW.flatten(1)), tokenizer.slots(changed_BCHW.flatten(1))
+    assert (before == after).all(-1).tolist() == [[True, False, True, False]]
+
+
+def test_codes_are_searched_in_float32_under_autocast_too(tokenizer):
+    slots = torch.nn.functional.normalize(torch.randn(200, 4, 4, generator=torch.Generator().manual_seed(5)), dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = tokenizer.nearest(slots)
+    assert torch.equal(found, (slots @ tokenizer.codebook_KD.T).argmax(-1))
 
 
 def test_no_pictures_give_no_codes(tokenizer, pixels):
@@ -86,6 +104,8 @@ def test_the_fingerprint_follows_weights_and_config(tokenizer):
     with torch.no_grad():
         other.codebook_KD[0, 0] += 1e-3
     assert other.fingerprint != tokenizer.fingerprint
+    before = other.fingerprint
+    assert other.half().fingerprint != before
 
 
 @pytest.mark.parametrize("code", [-1, 32, 4096])
@@ -128,6 +148,10 @@ def test_damaged_folders_are_refused(tokenizer, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "mixer_width": 17}))
     with pytest.raises(ValueError, match="do not fit"):
         SlotTokenizer.from_pretrained(tmp_path)
+    older = {name: value for name, value in config.items() if name != "regions"}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    with pytest.raises(ValueError, match="does not tell regions: another version"):
+        SlotTokenizer.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "colour": 1}))
     with pytest.raises(ValueError, match="unknown option"):
         SlotTokenizer.from_pretrained(tmp_path)
@@ -140,7 +164,15 @@ def test_damaged_folders_are_refused(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(
     "values",
-    [{"image_size": 100}, {"stage_widths": (8, 8)}, {"num_codes": 0}, {"codebook_size": 1}, {"code_dim": 100}],
+    [
+        {"image_size": 100},
+        {"stage_widths": (8, 8)},
+        {"num_codes": 0},
+        {"codebook_size": 1},
+        {"code_dim": 100},
+        {"regions": (3, 1)},
+        {"num_codes": 30},
+    ],
 )
 def test_sizes_that_cannot_be_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):

@@ -143,7 +143,7 @@ def test_second_stage_trains_its_decoders_alone(legacy, pixels):
     moved = {name.split(".")[0] for name, tensor in legacy.named_parameters() if tensor.grad is not None}
     legacy.zero_grad()
     assert moved == {"decoder", "pixel_quantize", "pixel_decoder"}
-    assert [float(loss) for loss in quantized[2:]] == [0, 0, 0]
+    assert [float(loss) for loss in quantized[2:5]] == [0, 0, 0]
 
 
 def test_fresh_weights_follow_the_published_initialisation(golden):

@@ -158,6 +158,7 @@ def test_starts_from_a_bundle_and_from_gpt2(train_run, vocabulary, tmp_path):
     )
     gpt2 = train_run(output=str(tmp_path / "run2"), model={"init_from": str(tmp_path / "gpt2")})
     pipe = TextToImagePipeline.from_pretrained(gpt2 / "bundle")
+    assert pipe.unseen_words("a red bird on a unicorn") == ["unicorn"]
     assert type(pipe.model).__name__ == "GPT2LMHeadModel" and pipe("a red bird").images[0].size == (64, 64)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ar_t2i.training.loop import _Meter
+
 WORKER = Path(__file__).with_name("one_step.py")
 
 
@@ -38,3 +40,13 @@ def test_accumulation_and_processes_change_nothing(tmp_path):
         torch.testing.assert_close(torch.tensor(spread["weights"]), torch.tensor(whole["weights"]), atol=2e-6, rtol=0)
         checked += len(spread["weights"])
     assert checked > 1000 and whole["values"]["n_pictures"] == 8
+
+
+def test_a_record_holds_what_came_late_and_the_latest_of_what_is_a_total():
+    meter = _Meter()
+    meter.add({"loss": 1.0, "n_pictures": 2.0})
+    meter.add({"loss": 3.0, "n_pictures": 2.0, "dropped_x": 1.0, "lecam_loss": 4.0})
+    meter.add({"loss": 5.0, "n_pictures": 2.0, "dropped_x": 3.0, "lecam_loss": 6.0})
+    record = meter.read()
+    assert record.pop("pictures_per_second") > 0
+    assert record == {"loss": 3.0, "dropped_x": 3.0, "lecam_loss": 5.0}
