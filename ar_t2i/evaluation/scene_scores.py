@@ -1,0 +1,211 @@
+"""Figures about scenes: how often the verifier itself errs, and how often a model draws what it was asked for."""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from ar_t2i.data.scenes import Caption, Scene, draw, scene_at, truth
+from ar_t2i.evaluation.judge import Reading, Verdict, judge, same_scene
+from ar_t2i.evaluation.reader_scenes import free_scene
+from ar_t2i.evaluation.scenes import SceneVerifier
+from ar_t2i.pipeline import TextToImagePipeline
+
+BOX_OVERLAP = 0.7
+"""IoU from which on a box counts as read rightly where the verifier itself is measured."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """So many of so many."""
+
+    number: int
+    total: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of Wilson (1927) for the share behind it."""
+        if not self.total:
+            return 0.0, 1.0
+        z, share = 1.959964, self.number / self.total
+        middle = share + z * z / (2 * self.total)
+        spread = z * math.sqrt(share * (1 - share) / self.total + z * z / (4 * self.total**2))
+        whole = 1 + z * z / self.total
+        return max((middle - spread) / whole, 0.0), min((middle + spread) / whole, 1.0)
+
+    def __str__(self) -> str:
+        """For example "97.5 % (94.1 to 99.0)"."""
+        if not self.total:
+            return "none"
+        low, high = self.interval
+        return f"{100 * self.number / self.total:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def blurred(image: Image.Image) -> Image.Image:
+    """The picture under a Gaussian blur of 1.5 pixels."""
+    return image.filter(ImageFilter.GaussianBlur(1.5))
+
+
+def compressed(image: Image.Image) -> Image.Image:
+    """The picture as it comes back from a JPEG of quality 50."""
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=50)
+    return Image.open(content).convert("RGB")
+
+
+SPOILERS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "clean": lambda image: image,
+    "blur 1.5": blurred,
+    "JPEG 50": compressed,
+}
+
+
+def fresh_scenes(seed: int, what: str) -> Iterator[Scene]:
+    """Endless scenes to measure the verifier on.
+
+    Args:
+        seed: of the scenes.
+        what: "one object", "two objects", "three objects", "held-out pair" (one object) or "free" (one to four things
+            put together freely).
+
+    Raises:
+        ValueError: `what` is not known.
+    """
+    sizes = {"one object": 1, "two objects": 2, "three objects": 3, "held-out pair": 1}
+    if what == "free":
+        for index in count():
+            rng = np.random.default_rng((seed, index, 7))
+            yield free_scene(rng, int(rng.integers(1, 5)))
+    if what not in sizes:
+        raise ValueError(f"{what!r} is not known; use one of {', '.join([*sizes, 'free'])}")
+    split = "heldout" if what == "held-out pair" else "validation"
+    for index in count():
+        scene, _ = scene_at(seed, index, split)
+        if len(scene.things) == sizes[what]:
+            yield scene
+
+
+def verifier_shares(
+    verifier: SceneVerifier, what: str, number: int, seed: int, spoilers: Sequence[str] = tuple(SPOILERS)
+) -> dict[str, Share]:
+    """The share of fresh scenes that are read rightly, by what was done to the pictures.
+
+    Right means: exactly the objects that are there, each with kind, colour and a box of IoU 0.7 or more, the place,
+    every relation that holds, and the size of a single object.
+
+    Args:
+        verifier: is measured.
+        what: as `fresh_scenes` takes it.
+        number: scenes.
+        seed: of the scenes.
+        spoilers: names among `SPOILERS`.
+    """
+    scenes = list(islice(fresh_scenes(seed, what), number))
+    facts = [truth(scene) for scene in scenes]
+    shares = {}
+    for name in spoilers:
+        readings = verifier.read([SPOILERS[name](draw(scene)) for scene in scenes])
+        right = sum(
+            same_scene(reading, known, BOX_OVERLAP) and (what == "free" or judge(reading, as_asked(known)).right)
+            for reading, known in zip(readings, facts, strict=True)
+        )
+        shares[name] = Share(right, number)
+    return shares
+
+
+def as_asked(known: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a truth holds, in the form of what a caption says."""
+    groups = [{"count": 1, "kind": thing["kind"], "color": thing["color"]} for thing in known["objects"]]
+    if len(groups) == 1:
+        groups[0]["size"] = known["size_word"]
+    return {"objects": groups, "relations": known["relations"], "place": known["place"]}
+
+
+@dataclass(frozen=True)
+class Category:
+    """A kind of prompt."""
+
+    split: str
+    """The split of the scenes that the prompts are taken from."""
+    fits: Callable[[Scene, Caption], bool]
+    """Whether a scene and its caption are of this kind."""
+
+
+def _colored(words: Caption) -> bool:
+    return all(group["color"] for group in words.said["objects"])
+
+
+def _alike(scene: Scene, words: Caption, number: int) -> bool:
+    return scene.layout == "several" and len(scene.things) == number and _colored(words)
+
+
+def _is_pair(words: Caption) -> bool:
+    return len(words.said["objects"]) == 2 and _colored(words)
+
+
+def _is_single(scene: Scene, words: Caption) -> bool:
+    return scene.layout == "single" and _colored(words)
+
+
+CATEGORIES: dict[str, Category] = {
+    "one object": Category("validation", _is_single),
+    "held-out pair": Category("heldout", _is_single),
+    "two objects": Category("validation", lambda scene, words: _is_pair(words) and not words.said["relations"]),
+    "relation": Category("validation", lambda scene, words: _is_pair(words) and bool(words.said["relations"])),
+    "two of a kind": Category("validation", lambda scene, words: _alike(scene, words, 2)),
+    "three of a kind": Category("validation", lambda scene, words: _alike(scene, words, 3)),
+    "place": Category("validation", lambda scene, words: _is_single(scene, words) and bool(words.said["place"])),
+}
+"""The kinds of prompts; all of them say the colours. Two objects are asked for without a relation or with one."""
+
+
+def prompts(category: str, number: int, seed: int) -> list[Caption]:
+    """The first captions of a category among the scenes of a seed.
+
+    Raises:
+        ValueError: the category is not known.
+    """
+    if category not in CATEGORIES:
+        raise ValueError(f"category {category!r} is not known; use one of {', '.join(CATEGORIES)}")
+    chosen = CATEGORIES[category]
+    scenes = (scene_at(seed, index, chosen.split) for index in count())
+    return list(islice((words for scene, words in scenes if chosen.fits(scene, words)), number))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture that was drawn for a caption, and what came of it."""
+
+    words: Caption
+    image: Image.Image
+    reading: Reading
+    verdict: Verdict
+
+
+def draw_and_judge(
+    pipe: TextToImagePipeline, verifier: SceneVerifier, captions: Sequence[Caption], seed: int, batch_size: int = 32
+) -> list[Drawn]:
+    """Draw one picture for each caption and judge it; picture i depends on its caption, the seed and i alone."""
+    generators = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(len(captions))]
+    images = pipe([words.text for words in captions], generator=generators, batch_size=batch_size).images
+    readings = verifier.read(images)
+    return [
+        Drawn(words, image, reading, judge(reading, words.said))
+        for words, image, reading in zip(captions, images, readings, strict=True)
+    ]
+
+
+def shares_of(drawn: Sequence[Drawn]) -> dict[str, Share]:
+    """For each field of `Verdict` the share of the pictures, of which it was asked, where it holds."""
+    shares = {}
+    for name in ("right", "objects", "count", "relation", "place", "size"):
+        found = [getattr(each.verdict, name) for each in drawn]
+        asked = [value for value in found if value is not None]
+        shares[name] = Share(sum(asked), len(asked))
+    return shares
