@@ -4,11 +4,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 from ar_t2i import __version__
-from ar_t2i.config import add_flags, describe, from_flags, load
+from ar_t2i.config import add_flags, build, describe, from_flags, gather
 
-VERBS: dict[str, tuple[str, str, str, str]] = {
+Command = tuple[str, str, str, str]
+"""Module, options, function, one-line help. The module is imported when its command is asked for."""
+COMMANDS: dict[str, Command] = {
     "scenes": (
         "ar_t2i.data.scenes",
         "ScenesConfig",
@@ -27,85 +30,112 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
         "preprocess",
         "captioned pictures to a tokenized dataset",
     ),
-    "tokenizer": ("ar_t2i.training.slots", "SlotTrainingConfig", "train_slots", "train an image tokenizer"),
+    "tokenizer train": ("ar_t2i.training.slots", "SlotTrainingConfig", "train_slots", "train an image tokenizer"),
+    "tokenizer evaluate": (
+        "ar_t2i.evaluation.tokenizer",
+        "TokenizerEvaluationConfig",
+        "evaluate_tokenizer",
+        "compare pictures with what an image tokenizer makes of them",
+    ),
     "train": ("ar_t2i.training.decoder", "TrainConfig", "train_decoder", "train the decoder on a tokenized dataset"),
     "infer": ("ar_t2i.infer", "InferConfig", "infer", "draw pictures of prompts"),
 }
-"""Verb: module, options, function, one-line help. The module is imported when its verb is asked for."""
+"""By name: a verb, or a verb and its action."""
+RECIPES: dict[str, dict[str, Command]] = {
+    "tokenizer train": {
+        "slots": (*COMMANDS["tokenizer train"][:3], "the small 1D tokenizer, for little compute"),
+        "vqgan": (
+            "ar_t2i.training.tokenizer.pixels",
+            "VQGANTrainConfig",
+            "train_vqgan",
+            "the 2D MaskGIT-VQGAN, whose codes stage1 learns from",
+        ),
+        "stage1": (
+            "ar_t2i.training.tokenizer.stage1",
+            "Stage1TrainConfig",
+            "train_stage1",
+            "TiTok, first stage: the VQGAN's codes by cross-entropy",
+        ),
+        "stage2": (
+            "ar_t2i.training.tokenizer.pixels",
+            "Stage2TrainConfig",
+            "train_stage2",
+            "TiTok, second stage: the decoders learn pixels",
+        ),
+        "single_stage": (
+            "ar_t2i.training.tokenizer.pixels",
+            "SingleStageTrainConfig",
+            "train_single_stage",
+            "TiTok straight to pixels, as the BL and SL variants",
+        ),
+    },
+}
+"""A command whose yaml file chooses what is run by its key `recipe`; the first one where it has none."""
+VERBS = tuple(dict.fromkeys(name.split()[0] for name in COMMANDS))
 POSITIONAL = {"infer": "prompt", "vocabulary": "sources", "preprocess": "sources"}
 """The option that stands without dashes."""
+_FROM_YAML = ("train", "tokenizer train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0 done, 2 wrong input, 130 interrupted."""
+    """Run a command; returns the exit code: 0 done, 2 wrong input, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] not in VERBS:
-        _top_parser().parse_args(arguments or ["--help"])
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    name = next((name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None)
+    if name is None:
+        _overview(arguments[0] if arguments else "").parse_args(arguments or ["--help"])
         return 0
-    verb, rest = arguments[0], arguments[1:]
-    debug = "--debug" in rest
     try:
-        _run(verb, [argument for argument in rest if argument != "--debug"])
+        _run(name, arguments[len(name.split()) :])
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print(f"ar-t2i {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ar-t2i {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"ar-t2i {verb}: interrupted", file=sys.stderr)
+        print(f"ar-t2i {name}: interrupted", file=sys.stderr)
         return 130
     return 0
 
 
-def _top_parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {verb:12}{summary}" for verb, (*_, summary) in VERBS.items())
+def _overview(verb: str) -> argparse.ArgumentParser:
+    """The parser of what names no command: it tells the verbs, or the actions of a verb that has some."""
+    shown = {name: command for name, command in COMMANDS.items() if verb not in VERBS or name.split()[0] == verb}
+    lines = "\n".join(f"  {name:20}{summary}" for name, (*_, summary) in shown.items())
     parser = argparse.ArgumentParser(
         prog="ar-t2i",
         description="Autoregressive text-to-image over 1D image tokens.",
         epilog=f"verbs:\n{lines}\n\nar-t2i VERB --help tells a verb's options; --debug shows tracebacks.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("verb", choices=VERBS, metavar="VERB")
-    parser.add_argument("--version", action="version", version=f"ar_t2i {__version__}")
+    if verb in VERBS:
+        parser.prog, parser.description = f"ar-t2i {verb}", None
+        actions = [name.split()[1] for name in shown]
+        parser.add_argument("verb", choices=[verb], help=argparse.SUPPRESS, metavar="")
+        parser.add_argument("action", choices=actions, help="what to do")
+    else:
+        parser.add_argument("verb", choices=VERBS, metavar="VERB")
+        parser.add_argument("--version", action="version", version=f"ar_t2i {__version__}")
     return parser
 
 
-def _run(verb: str, arguments: Sequence[str]) -> None:
-    module_name, config_name, function_name, summary = VERBS[verb]
-    parser = argparse.ArgumentParser(prog=f"ar-t2i {verb}", description=summary[0].upper() + summary[1:] + ".")
-    takes_yaml = verb in ("train", "tokenizer")
-    if takes_yaml and not {"-h", "--help"} & set(arguments):
-        _run_yaml(parser, verb, arguments)
+def _run(name: str, arguments: Sequence[str]) -> None:
+    *_, summary = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"ar-t2i {name}", description=summary[0].upper() + summary[1:] + ".")
+    if name in _FROM_YAML:
+        _run_yaml(parser, name, arguments)
         return
+    module_name, config_name, function_name, _ = COMMANDS[name]
     module = import_module(module_name)
     config_class = getattr(module, config_name)
-    if takes_yaml:
-        _yaml_arguments(parser, verb)
-        parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parser.epilog = "options, in the yaml file or as key=value:\n\n" + "\n".join(describe(config_class))
-    else:
-        add_flags(parser, config_class, POSITIONAL.get(verb))
+    add_flags(parser, config_class, POSITIONAL.get(name))
     options = parser.parse_intermixed_args(arguments)
     _quiet()
     getattr(module, function_name)(from_flags(config_class, options))
 
 
-def _run_yaml(parser: argparse.ArgumentParser, verb: str, arguments: Sequence[str]) -> None:
-    _yaml_arguments(parser, verb)
-    options = parser.parse_intermixed_args(arguments)
-    if "=" in options.resume:
-        raise ValueError(f"--resume {options.resume}: expected a checkpoint's folder; put --resume behind the options")
-    module_name, config_name, function_name, _ = VERBS[verb]
-    module = import_module(module_name)
-    config = load(getattr(module, config_name), options.config, options.overrides)
-    function: Callable[..., object] = getattr(module, function_name)
-    _quiet()
-    function(config, resume=options.resume)
-
-
-def _yaml_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
-    if verb == "tokenizer":
-        parser.add_argument("action", choices=["train"], help="what to do")
+def _run_yaml(parser: argparse.ArgumentParser, name: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="yaml file of the run")
     parser.add_argument(
         "--resume",
@@ -118,6 +148,45 @@ def _yaml_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="options in place of the file's, such as optim.lr=1e-3"
     )
+    if {"-h", "--help"} & set(arguments):
+        _tell_options(parser, name, arguments)
+    options = parser.parse_intermixed_args(arguments)
+    if "=" in options.resume:
+        raise ValueError(f"--resume {options.resume}: expected a checkpoint's folder; put --resume behind the options")
+    values = gather(options.config, options.overrides)
+    module_name, config_name, function_name, _ = _chosen(name, values)
+    module = import_module(module_name)
+    config = build(getattr(module, config_name), values)
+    function: Callable[..., object] = getattr(module, function_name)
+    _quiet()
+    function(config, resume=options.resume)
+
+
+def _chosen(name: str, values: dict[str, Any]) -> Command:
+    """The command, or the one of its recipes that `values` name; the key `recipe` is taken out of them."""
+    if name not in RECIPES:
+        return COMMANDS[name]
+    recipes = RECIPES[name]
+    recipe = values.pop("recipe", next(iter(recipes)))
+    if recipe not in recipes:
+        raise ValueError(f"recipe={recipe!r}: expected one of {', '.join(recipes)}")
+    return recipes[recipe]
+
+
+def _tell_options(parser: argparse.ArgumentParser, name: str, arguments: Sequence[str]) -> None:
+    """Put the yaml's options into the help, those of the recipe that is asked for where there are several."""
+    asked = [argument.partition("=")[2] for argument in arguments if argument.startswith("recipe=")]
+    recipe = asked[-1] if asked else next(iter(RECIPES.get(name, {"": None})))
+    module_name, config_name, *_ = _chosen(name, {"recipe": recipe})
+    lines = describe(getattr(import_module(module_name), config_name))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "options, in the yaml file or as key=value:\n\n" + "\n".join(lines)
+    if name in RECIPES:
+        recipes = "\n".join(f"  {key:14}{summary}" for key, (*_, summary) in RECIPES[name].items())
+        parser.epilog = (
+            f"recipes, by the yaml file's key `recipe`:\n{recipes}\n\nar-t2i {name} recipe=NAME --help tells the "
+            f"options of each. Those of {recipe}:\n\n" + "\n".join(lines)
+        )
 
 
 def _quiet() -> None:
@@ -125,3 +194,7 @@ def _quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,6 +3,8 @@
 config.json model.safetensors generation_config.json    a stock transformers causal LM
 tokenizer.json tokenizer_config.json                    its vocabulary
 image_tokenizer/config.json image_tokenizer/model.safetensors
+words.txt                                               optional: the words of the captions that the model has seen
+verifier/config.json verifier/model.safetensors         optional: a judge of the pictures that the model draws
 ar_t2i.json                                             format version, sampling defaults, fingerprints
 README.md                                               model card
 """
@@ -10,7 +12,7 @@ README.md                                               model card
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -21,12 +23,15 @@ from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import embedding
 from ar_t2i.sampling.logits import SamplingConfig
 from ar_t2i.vocabulary import Vocabulary
+from ar_t2i.words import fingerprint_of_words, read_words, write_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FORMAT_VERSION = 1
 MANIFEST = "ar_t2i.json"
+WORDS = "words.txt"
+VERIFIER = "verifier"
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class Bundle:
     image_tokenizer: ImageTokenizer
     sampling: SamplingConfig
     """The sampling defaults that suit this model."""
+    words: frozenset[str] | None = None
+    """The words of the captions that the model has seen; None if that is not known."""
+    verifier: Path | None = None
+    """Folder of the judge of its pictures, if it has one."""
 
 
 def shipped_bundle() -> Path:
@@ -64,7 +73,7 @@ def resolve(name: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.md", "*.txt", "image_tokenizer/*"]
+        patterns = ["*.json", "*.safetensors", "*.md", "*.txt", "image_tokenizer/*", f"{VERIFIER}/*"]
         return Path(snapshot_download(str(name), allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
@@ -80,6 +89,9 @@ def save_bundle(
     image_tokenizer: ImageTokenizer | Path,
     sampling: SamplingConfig,
     card: str,
+    *,
+    words: Collection[str] | None = None,
+    verifier: Path | None = None,
 ) -> Path:
     """Write a bundle; whatever stood in `directory` is replaced in one step, or left as it was.
 
@@ -90,6 +102,8 @@ def save_bundle(
         image_tokenizer: loaded, or the folder of a saved one, which is copied.
         sampling: the defaults for `infer`.
         card: text of README.md.
+        words: the words of the captions that the decoder has seen; None writes no words.txt.
+        verifier: the folder of a saved verifier, which is copied.
     """
 
     def write(folder: Path) -> None:
@@ -101,11 +115,13 @@ def save_bundle(
         else:
             image_tokenizer.save_pretrained(folder / "image_tokenizer")
             fingerprint = image_tokenizer.fingerprint
-        facts = {
-            "format_version": FORMAT_VERSION,
-            "sampling": asdict(sampling),
-            "fingerprints": {"vocabulary": vocabulary.fingerprint, "image_tokenizer": fingerprint},
-        }
+        fingerprints = {"vocabulary": vocabulary.fingerprint, "image_tokenizer": fingerprint}
+        if words is not None:
+            write_words(folder / WORDS, words)
+            fingerprints[WORDS] = fingerprint_of_words(words)
+        if verifier is not None:
+            shutil.copytree(verifier, folder / VERIFIER)
+        facts = {"format_version": FORMAT_VERSION, "sampling": asdict(sampling), "fingerprints": fingerprints}
         (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -123,7 +139,10 @@ def load_bundle(name: str | Path) -> Bundle:
     vocabulary = Vocabulary.from_pretrained(folder)
     image_tokenizer = load_image_tokenizer(_image_tokenizer_folder(folder))
     model = _load_model(folder)
+    words = read_words(folder / WORDS) if (folder / WORDS).is_file() else None
     found = {"vocabulary": vocabulary.fingerprint, "image_tokenizer": image_tokenizer.fingerprint}
+    if words is not None:
+        found[WORDS] = fingerprint_of_words(words)
     for part, fingerprint in facts.get("fingerprints", {}).items():
         if found.get(part) != fingerprint:
             raise ValueError(f"{folder}: the {part} is not the one this bundle was made with; restore its files")
@@ -136,7 +155,22 @@ def load_bundle(name: str | Path) -> Bundle:
     if embedded < vocabulary.size:
         raise ValueError(f"{folder}: the model embeds {embedded} ids, the vocabulary has {vocabulary.size}")
     sampling = build(SamplingConfig, facts.get("sampling", {}), f"{MANIFEST}: sampling.")
-    return Bundle(model.eval(), vocabulary, image_tokenizer, sampling)
+    verifier = folder / VERIFIER if (folder / VERIFIER).is_dir() else None
+    return Bundle(model.eval(), vocabulary, image_tokenizer, sampling, words, verifier)
+
+
+def words_learnt(start: str, captions: frozenset[str]) -> frozenset[str] | None:
+    """The words that a model knows which started as `start` and then saw `captions`; None if that cannot be told.
+
+    Args:
+        start: the model that training started from, a folder or Hub id; empty for none. A bundle without words.txt
+            does not tell what it has seen; a language model that is no bundle has seen no caption.
+        captions: the words of the captions of this training.
+    """
+    known = _find_file(start, WORDS) if start else None
+    if known is not None:
+        return captions | read_words(known)
+    return None if start and _find_file(start, MANIFEST) else captions
 
 
 def with_options(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfig:
@@ -198,6 +232,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "update ar_t2i"
         )
     return facts
+
+
+def _find_file(name: str, file: str) -> Path | None:
+    """A file of a folder or of a Hub repository, None if it is not there."""
+    if Path(name).is_dir():
+        return path if (path := Path(name, file)).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except EntryNotFoundError:  # also where the network is gone and the cache has not the file
+        return None
 
 
 def _image_tokenizer_folder(folder: Path) -> Path:

@@ -106,7 +106,7 @@ def infer(config: InferConfig) -> list[Path]:
         if config.grid:
             image = make_grid(output.images, columns=config.num_images)
             grid = _save(image, out, "grid", {"prompts": prompts, **facts[0], "num_images": config.num_images})
-    _report(config, facts, paths, grid, settings, clock.seconds)
+    _report(config, facts, paths, grid, settings, pipeline.unseen_words(prompts), clock.seconds)
     return paths
 
 
@@ -162,6 +162,7 @@ def _report(
     paths: list[Path],
     grid: Path | None,
     settings: dict[str, Any],
+    unseen: list[str],
     seconds: dict[str, float],
 ) -> None:
     if config.json:
@@ -169,13 +170,15 @@ def _report(
             {"prompt": about["prompt"], "seed": about["seed"], "path": str(path)}
             for about, path in zip(facts, paths, strict=True)
         ]
-        result = {"images": images, "grid": str(grid) if grid else None, "settings": settings, "seconds": seconds}
-        print(json.dumps(result, ensure_ascii=False))
+        result = {"images": images, "grid": str(grid) if grid else None, "settings": settings}
+        print(json.dumps({**result, "unseen_words": unseen, "seconds": seconds}, ensure_ascii=False))
         return
     for about, path in zip(facts, paths, strict=True):
         print(f'{path}  "{about["prompt"]}", seed {about["seed"]}')
     if grid:
         print(grid)
+    if unseen:
+        print(f"never seen in training: {', '.join(unseen)}", file=sys.stderr)
     stages = ", ".join(f"{stage} {taken:.2f} s" for stage, taken in seconds.items())
     count = len(paths)
     print(f"{count} picture{'s' if count > 1 else ''}: {stages}", file=sys.stderr)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ar_t2i.hub import Bundle, load_bundle, with_options
 from ar_t2i.sampling.decoder import check_length, generate
 from ar_t2i.sampling.logits import SamplingConfig
+from ar_t2i.words import words_of
 
 Callback = Callable[["TextToImagePipeline", int, int, dict[str, Tensor]], object]
 
@@ -36,7 +37,7 @@ class TextToImagePipeline:
 
     def __init__(self, bundle: Bundle):
         self.model, self.vocabulary, self.image_tokenizer = bundle.model, bundle.vocabulary, bundle.image_tokenizer
-        self.sampling = bundle.sampling
+        self.sampling, self.words = bundle.sampling, bundle.words
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "TextToImagePipeline":
@@ -122,6 +123,15 @@ class TextToImagePipeline:
         captions = self.vocabulary.encode_captions(prompts)
         check_length(self.model, captions, self.image_tokenizer.num_codes)
         return captions
+
+    def unseen_words(self, prompt: str | Sequence[str]) -> list[str]:
+        """The words of one prompt or several that no training caption had, sorted; none if the bundle has no list.
+
+        Words are compared as they stand: "birds" is unseen where only "bird" was seen.
+        """
+        if self.words is None:
+            return []
+        return sorted(words_of([prompt] if isinstance(prompt, str) else prompt) - self.words)
 
     def draw_codes(
         self,

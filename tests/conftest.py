@@ -61,7 +61,7 @@ def image_tokenizer():
     from ar_t2i.slots import SlotConfig, SlotTokenizer
 
     torch.manual_seed(0)
-    config = SlotConfig(image_size=64, code_dim=2, stage_widths=(8, 8, 8, 8), mixer_width=16)
+    config = SlotConfig(image_size=64, code_dim=2, stage_widths=(8, 8, 8, 8), regions=(2, 2), unmixer_width=16)
     return SlotTokenizer(config).eval()
 
 

@@ -91,6 +91,32 @@ def test_options_may_stand_in_any_order(tmp_path, run_options, capsys):
     assert "cannot read the config" in capsys.readouterr().err
 
 
+def test_recipes_of_the_tokenizer(tmp_path, capsys):
+    """The yaml's key `recipe` chooses the options; the help tells each recipe's own."""
+    told = {}
+    for recipe in ("slots", "vqgan", "stage1", "stage2", "single_stage"):
+        with pytest.raises(SystemExit) as end:
+            main(["tokenizer", "train", f"recipe={recipe}", "--help"])
+        assert end.value.code == 0
+        told[recipe] = capsys.readouterr().out
+    assert "mixer_width" in told["slots"] and "gan.lecam_weight" in told["vqgan"] and "stage1: The" in told["stage2"]
+    assert "gan." not in told["stage1"] and "model.num_latent_tokens = 32" in told["single_stage"]
+    for text, message in (
+        ("recipe: stage3\n", "recipe='stage3': expected one of slots, vqgan, stage1, stage2, single_stage"),
+        ("recipe: stage1\noutput: a\n", "option vqgan is required"),
+        ("recipe: vqgan\noutput: a\ngan: {wait: 1}\n", "unknown option gan.wait"),
+        ("recipe: slots\nmodel: {codes: 1}\n", "unknown option model.codes"),
+        ("output: a\nvqgan: b\n", "unknown option vqgan"),
+    ):
+        (tmp_path / "run.yaml").write_text(text)
+        assert main(["tokenizer", "train", "--config", str(tmp_path / "run.yaml")]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("ar-t2i tokenizer train: ") and message in error
+    with pytest.raises(SystemExit) as end:
+        main(["tokenizer", "bake"])
+    assert end.value.code == 2 and "invalid choice: 'bake'" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(ValueError, match="cannot read the config"):
         main(["train", "--config", str(tmp_path / "none.yaml"), "--debug"])

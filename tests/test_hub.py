@@ -13,7 +13,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from ar_t2i.hub import load_bundle, replace_directory, resolve, save_bundle
+from ar_t2i.hub import load_bundle, replace_directory, resolve, save_bundle, words_learnt
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.logits import SamplingConfig
 from ar_t2i.vocabulary import SPECIAL_TOKENS, Vocabulary, image_token
@@ -88,6 +88,39 @@ def damage(folder, file, change):
     values = json.loads((folder / file).read_text())
     change(values)
     (folder / file).write_text(json.dumps(values))
+
+
+def test_words_and_verifier_are_carried_along(model, vocabulary, image_tokenizer, tmp_path):
+    judge = tmp_path / "judge"
+    judge.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (judge / name).write_text(name)
+    parts = (model, vocabulary, image_tokenizer, SamplingConfig(), "")
+    first = load_bundle(save_bundle(tmp_path / "a", *parts, words={"tree", "bird"}, verifier=judge))
+    copy = save_bundle(tmp_path / "b", *parts, words=first.words, verifier=first.verifier)
+    assert (copy / "words.txt").read_text() == "bird\ntree\n"
+    assert {path.name: path.read_text() for path in (copy / "verifier").iterdir()} == {
+        "config.json": "config.json", "model.safetensors": "model.safetensors",
+    }  # fmt: skip
+    assert load_bundle(copy).words == {"tree", "bird"} and load_bundle(copy).verifier == copy / "verifier"
+    (copy / "words.txt").write_text("bird\n")
+    with pytest.raises(ValueError, match="the words.txt is not the one"):
+        load_bundle(copy)
+    bare = load_bundle(save_bundle(tmp_path / "c", *parts))
+    assert bare.words is None and bare.verifier is None
+
+
+def test_words_of_a_model_that_started_from_another(model, vocabulary, image_tokenizer, tmp_path):
+    """Those that it knew count too; a bundle that does not tell leaves them unknown, a language model knew none."""
+    parts = (model, vocabulary, image_tokenizer, SamplingConfig(), "")
+    knows = save_bundle(tmp_path / "a", *parts, words={"bird"})
+    silent = save_bundle(tmp_path / "b", *parts)
+    model.save_pretrained(tmp_path / "lm")
+    captions = frozenset({"tree"})
+    assert words_learnt(str(knows), captions) == {"bird", "tree"}
+    assert words_learnt(str(silent), captions) is None
+    assert words_learnt(str(tmp_path / "lm"), captions) == words_learnt("", captions) == captions
+    assert words_learnt("somebody/language-model", captions) == captions
 
 
 def test_what_is_missing_or_foreign_is_named(bundle_folder, vocabulary, tmp_path):

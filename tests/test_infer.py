@@ -62,6 +62,22 @@ def test_json_for_programs(bundle, tmp_path, capsys):
         assert image.size == (64, 64)
 
 
+def test_words_never_seen_are_told_once(model, vocabulary, image_tokenizer, bundle, tmp_path, capsys):
+    """An unknown prompt gives a picture all the same."""
+    folder = tmp_path / "bundle"
+    save_bundle(folder, model, vocabulary, image_tokenizer, SamplingConfig(), "", words={"a", "red", "bird", "rock"})
+    prompts = ("hard rock artist performing music", "a red bird", "an artist's music")
+    assert run(str(folder), tmp_path, *prompts) == 0
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if "never seen" in line]
+    assert lines == ["never seen in training: an, artist, hard, music, performing"]
+    assert "hard-rock-artist-performing-music-0.png" in printed.out
+    assert run(str(folder), tmp_path, *prompts, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["unseen_words"] == ["an", "artist", "hard", "music", "performing"]
+    for silent in (run(str(folder), tmp_path, "a red bird"), run(bundle, tmp_path, *prompts)):
+        assert silent == 0 and "never seen" not in capsys.readouterr().err
+
+
 def test_same_seed_same_picture_and_nothing_is_overwritten(bundle, tmp_path):
     def pixels(name):
         with Image.open(tmp_path / "out" / name) as image:

@@ -59,6 +59,18 @@ def test_callback(pipe):
     assert seen == [(True, step, (1, step + 1)) for step in range(32)]
 
 
+def test_unseen_words(model, vocabulary, image_tokenizer):
+    words = frozenset({"a", "red", "bird"})
+    pipe = TextToImagePipeline(Bundle(model, vocabulary, image_tokenizer, SamplingConfig(), words))
+    assert pipe.unseen_words("A red bird's nest, a red tree") == ["nest", "tree"]
+    assert pipe.unseen_words(["birds", "a red bird", "Birds, trees"]) == ["birds", "trees"]
+    assert pipe.unseen_words("a red bird") == []
+
+
+def test_a_bundle_without_words_says_nothing(pipe):
+    assert pipe.unseen_words("hard rock artist performing music") == []
+
+
 def test_uint8_rounds():
     pixels = torch.tensor([-0.2, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 1.3]).reshape(1, 1, 2, 3).expand(1, 3, 2, 3)
     assert to_uint8(pixels)[0, :, :, 0].flatten().tolist() == [0, 0, 0, 1, 255, 255]

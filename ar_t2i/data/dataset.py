@@ -13,6 +13,7 @@ import numpy as np
 
 from ar_t2i.sequence import sequence_ids, sequence_length
 from ar_t2i.vocabulary import Vocabulary
+from ar_t2i.words import words_of
 
 if TYPE_CHECKING:
     import datasets
@@ -91,6 +92,25 @@ class TokenizedDataset:
                     self.texts[index][TEXT] or "", self.bpe_dropout, rng
                 )
         return sequence_ids(self.vocabulary, caption[: self.max_caption_length], row["codes"])
+
+    def words(self) -> frozenset[str]:
+        """The words of all captions, as `ar_t2i.words` has them; cached on disk by the datasets library."""
+        import datasets
+
+        fingerprint = datasets.fingerprint.Hasher.hash((self.texts._fingerprint, "words-1"))
+        found = self.texts.map(
+            lambda batch: {"word": sorted(words_of(text or "" for text in batch[TEXT]))},
+            batched=True,
+            batch_size=10_000,
+            remove_columns=[TEXT],
+            features=datasets.Features(word=datasets.Value("string")),
+            new_fingerprint=fingerprint,
+            desc="collecting words",
+        )
+        words: set[str] = set()
+        for start in range(0, len(found), 100_000):
+            words.update(found[start : start + 100_000]["word"])
+        return frozenset(words)
 
     def digest(self) -> str:
         """sha256 hex over the lengths of all rows and the codes of the first thousand: tells datasets apart."""

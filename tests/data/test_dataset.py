@@ -4,6 +4,7 @@ import pytest
 
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
 from ar_t2i.sequence import sequence_ids
+from ar_t2i.words import words_of
 
 
 def make(rows, vocabulary, **options):
@@ -83,6 +84,21 @@ def test_long_captions_are_cut_and_counted(vocabulary):
     assert dataset.truncated == 1 and dataset.lengths.tolist()[0] == 8 + 34
     expected = sequence_ids(vocabulary, vocabulary.encode_captions(rows["text"][:])[0][:8], [1] * 32)
     assert dataset.sequence(0).tolist() == expected.tolist()
+
+
+def test_words_of_all_captions(tokenized, vocabulary):
+    dataset = make(load_rows(tokenized, "train"), vocabulary)
+    assert dataset.words() == words_of(dataset.texts["text"][:]) and {"red", "bird", "night"} < dataset.words()
+    assert make(load_rows(tokenized, "train", limit=1), vocabulary).words() == {"a", "red", "bird", "at", "night"}
+    rows = datasets.Dataset.from_dict({"text": [None, "\u00c9t\u00e9!", ""], "image_tokens": [[1] * 32] * 3})
+    assert make(rows, vocabulary).words() == {"\u00e9t\u00e9"}
+    assert make(rows.select([0]), vocabulary).words() == frozenset()
+
+
+def test_words_are_collected_once(tokenized, vocabulary, monkeypatch):
+    first = make(load_rows(tokenized, "train"), vocabulary).words()
+    monkeypatch.setattr("ar_t2i.data.dataset.words_of", None)
+    assert make(load_rows(tokenized, "train"), vocabulary).words() == first
 
 
 def test_entropy_of_the_codes(vocabulary):
