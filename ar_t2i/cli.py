@@ -131,7 +131,6 @@ def _run(name: str, arguments: Sequence[str]) -> None:
     config_class = getattr(module, config_name)
     add_flags(parser, config_class, POSITIONAL.get(name))
     options = parser.parse_intermixed_args(arguments)
-    _quiet()
     getattr(module, function_name)(from_flags(config_class, options))
 
 
@@ -158,7 +157,6 @@ def _run_yaml(parser: argparse.ArgumentParser, name: str, arguments: Sequence[st
     module = import_module(module_name)
     config = build(getattr(module, config_name), values)
     function: Callable[..., object] = getattr(module, function_name)
-    _quiet()
     function(config, resume=options.resume)
 
 
@@ -187,13 +185,6 @@ def _tell_options(parser: argparse.ArgumentParser, name: str, arguments: Sequenc
             f"recipes, by the yaml file's key `recipe`:\n{recipes}\n\nar-t2i {name} recipe=NAME --help tells the "
             f"options of each. Those of {recipe}:\n\n" + "\n".join(lines)
         )
-
-
-def _quiet() -> None:
-    """Libraries' own progress bars for loading weights say nothing to a user."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -14,14 +14,16 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ar_t2i.config import build
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
-from ar_t2i.model.build import embedding
+from ar_t2i.model.build import load_causal_lm
 from ar_t2i.sampling.logits import SamplingConfig
+from ar_t2i.sampling.network import Qwen3, network_of
 from ar_t2i.vocabulary import Vocabulary
 from ar_t2i.words import fingerprint_of_words, read_words, write_words
 
@@ -38,7 +40,8 @@ VERIFIER = "verifier"
 class Bundle:
     """A loaded bundle."""
 
-    model: "PreTrainedModel"
+    decoder: "PreTrainedModel | Qwen3"
+    """The decoder, ready to draw."""
     vocabulary: Vocabulary
     image_tokenizer: ImageTokenizer
     sampling: SamplingConfig
@@ -47,6 +50,11 @@ class Bundle:
     """The words of the captions that the model has seen; None if that is not known."""
     verifier: Path | None = None
     """Folder of the judge of its pictures, if it has one."""
+
+    @cached_property
+    def model(self) -> "PreTrainedModel":
+        """The decoder as a model of transformers."""
+        return self.decoder.stock() if isinstance(self.decoder, Qwen3) else self.decoder
 
 
 def shipped_bundle() -> Path:
@@ -138,7 +146,7 @@ def load_bundle(name: str | Path) -> Bundle:
     facts = _read_manifest(folder)
     vocabulary = Vocabulary.from_pretrained(folder)
     image_tokenizer = load_image_tokenizer(_image_tokenizer_folder(folder))
-    model = _load_model(folder)
+    decoder = _load_decoder(folder)
     words = read_words(folder / WORDS) if (folder / WORDS).is_file() else None
     found = {"vocabulary": vocabulary.fingerprint, "image_tokenizer": image_tokenizer.fingerprint}
     if words is not None:
@@ -151,12 +159,12 @@ def load_bundle(name: str | Path) -> Bundle:
             f"{folder}: the image tokenizer has {image_tokenizer.codebook_size} codes, "
             f"the vocabulary {vocabulary.codebook_size}"
         )
-    embedded = embedding(model).shape[0]
+    embedded = network_of(decoder).num_ids
     if embedded < vocabulary.size:
         raise ValueError(f"{folder}: the model embeds {embedded} ids, the vocabulary has {vocabulary.size}")
     sampling = build(SamplingConfig, facts.get("sampling", {}), f"{MANIFEST}: sampling.")
     verifier = folder / VERIFIER if (folder / VERIFIER).is_dir() else None
-    return Bundle(model.eval(), vocabulary, image_tokenizer, sampling, words, verifier)
+    return Bundle(decoder, vocabulary, image_tokenizer, sampling, words, verifier)
 
 
 def words_learnt(start: str, captions: frozenset[str]) -> frozenset[str] | None:
@@ -259,22 +267,26 @@ def _image_tokenizer_folder(folder: Path) -> Path:
     return path
 
 
-def _load_model(folder: Path) -> "PreTrainedModel":
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
+def _load_decoder(folder: Path) -> "PreTrainedModel | Qwen3":
+    """The decoder without transformers where that can be, because importing it takes seconds."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder}: no causal LM with safetensors weights could be loaded: {error}") from error
-    model, report = loaded
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: no causal LM could be loaded, its config.json is unreadable: {error}") from error
+    if Qwen3.knows(config) and (folder / "model.safetensors").is_file():
+        return Qwen3.from_folder(folder)
+    return _load_stock(folder)
+
+
+def _load_stock(folder: Path) -> "PreTrainedModel":
+    try:
+        model, report = load_causal_lm(folder)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             names = sorted(map(str, report[problem]))
             raise ValueError(
                 f"{folder}: {len(names)} {problem.replace('_keys', '')} tensors in the weights, the first {names[0]}"
             )
-    return model
+    return model.eval()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,11 @@ from torch import Tensor
 from ar_t2i.hub import Bundle, load_bundle, with_options
 from ar_t2i.sampling.decoder import check_length, generate
 from ar_t2i.sampling.logits import SamplingConfig
+from ar_t2i.sampling.network import Qwen3, network_of
 from ar_t2i.words import words_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Callback = Callable[["TextToImagePipeline", int, int, dict[str, Tensor]], object]
 
@@ -36,7 +40,11 @@ class TextToImagePipeline:
     """
 
     def __init__(self, bundle: Bundle):
-        self.model, self.vocabulary, self.image_tokenizer = bundle.model, bundle.vocabulary, bundle.image_tokenizer
+        self._decoder, self.vocabulary, self.image_tokenizer = (
+            bundle.decoder,
+            bundle.vocabulary,
+            bundle.image_tokenizer,
+        )
         self.sampling, self.words = bundle.sampling, bundle.words
 
     @classmethod
@@ -51,7 +59,7 @@ class TextToImagePipeline:
     def to(self, *targets: torch.device | str | torch.dtype) -> "TextToImagePipeline":
         """Move to a device and, for the decoder alone, change the dtype."""
         for target in targets:
-            self.model.to(target)  # type: ignore[arg-type]
+            self._decoder.to(target)  # type: ignore[arg-type]
             if not isinstance(target, torch.dtype):
                 self.image_tokenizer.to(target)
         return self
@@ -59,7 +67,18 @@ class TextToImagePipeline:
     @property
     def device(self) -> torch.device:
         """Where the decoder's weights lie."""
-        return self.model.device
+        return self._decoder.device
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """The decoder as a model of transformers; what is done to it, such as adding an adapter, tells in sampling."""
+        if isinstance(self._decoder, Qwen3):
+            self._decoder = self._decoder.stock()
+        return self._decoder
+
+    @model.setter
+    def model(self, model: "PreTrainedModel") -> None:
+        self._decoder = model
 
     def __call__(
         self,
@@ -121,7 +140,7 @@ class TextToImagePipeline:
         if not prompts or not all(text.strip() for text in prompts):
             raise ValueError("the prompt is empty: expected some words; guidance_scale 0 draws without a caption")
         captions = self.vocabulary.encode_captions(prompts)
-        check_length(self.model, captions, self.image_tokenizer.num_codes)
+        check_length(network_of(self._decoder).context, captions, self.image_tokenizer.num_codes)
         return captions
 
     def unseen_words(self, prompt: str | Sequence[str]) -> list[str]:
@@ -148,7 +167,7 @@ class TextToImagePipeline:
 
         num_codes = self.image_tokenizer.num_codes
         return generate(
-            self.model, self.vocabulary, captions, num_codes, config, uniform_BT, on_step if callback else None
+            self._decoder, self.vocabulary, captions, num_codes, config, uniform_BT, on_step if callback else None
         )
 
     @torch.inference_mode()

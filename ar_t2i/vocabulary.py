@@ -9,7 +9,8 @@ module converts code to id and back.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,19 +47,18 @@ class Vocabulary:
     """Captions to ids, codes to ids and back, over a tokenizer of the transformers library.
 
     Attributes:
-        tokenizer: the tokenizer itself; as transformers has it, it reads special tokens that stand in a text.
         size: number of ids.
         image_ids: (K,) int64, the id of each code.
         text_ids: int64, ids that can stand in a caption: neither image nor special.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase | _Stored"):
         """Read the blocks by name.
 
         Raises:
             ValueError: a special or image token is missing; it is named.
         """
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         ids = tokenizer.get_vocab()
         codes = [int(match[1]) for token in ids if (match := re.fullmatch(r"<\|image:(\d+)\|>", token))]
         needed = [*SPECIAL_TOKENS, *(image_token(code) for code in range(max(codes, default=0) + 1))]
@@ -86,17 +86,14 @@ class Vocabulary:
         Raises:
             ValueError: no tokenizer there, or one without the tokens of the joint vocabulary.
         """
-        from transformers import AutoTokenizer
-
         if not Path(directory).is_dir():
             raise ValueError(f"no vocabulary at {str(directory)!r}: expected a folder with tokenizer.json")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(directory))
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"no vocabulary at {str(directory)!r}: expected tokenizer.json and tokenizer_config.json"
-            ) from error
-        return cls(tokenizer)
+        return cls(_Stored.read(Path(directory)) or _load(directory))
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer as transformers has it; it reads special tokens that stand in a text."""
+        return _load(self._tokenizer.folder) if isinstance(self._tokenizer, _Stored) else self._tokenizer
 
     @classmethod
     def train(
@@ -162,7 +159,7 @@ class Vocabulary:
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
     def _rules(self) -> str:
-        backend: Any = self.tokenizer.backend_tokenizer
+        backend: Any = self._tokenizer.backend_tokenizer
         return backend.to_str()
 
     @property
@@ -253,6 +250,59 @@ class Vocabulary:
         if (found < 0).any():
             raise ValueError(f"id {ids[found < 0].flat[0]} is no image token")
         return found
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tokenizer's files as a `TokenizersBackend` of transformers reads them, without the seconds of importing it."""
+
+    folder: Path
+    backend_tokenizer: "Tokenizer"
+    all_special_ids: Collection[int]
+
+    @classmethod
+    def read(cls, folder: Path) -> "_Stored | None":
+        """None where the files are not such, or not there: transformers knows, or says what is wrong."""
+        from tokenizers import Tokenizer
+
+        try:
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            if not isinstance(config, dict) or config.get("tokenizer_class") not in _PLAIN or set(config) - _HARMLESS:
+                return None
+            backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception:  # noqa: BLE001 - tokenizers raises plain Exception
+            return None
+        named = [backend.token_to_id(token) for key, token in config.items() if key.endswith("_token")]
+        known = [number for number in named if number is not None]
+        return cls(folder, backend, known) if len(known) == len(named) else None
+
+    @property
+    def name_or_path(self) -> str:
+        """Where it was read from."""
+        return str(self.folder)
+
+    def get_vocab(self) -> dict[str, int]:
+        """All tokens and their ids."""
+        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
+
+
+_PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_HARMLESS = {
+    "backend", "bos_token", "clean_up_tokenization_spaces", "eos_token", "is_local", "local_files_only",
+    "model_max_length", "pad_token", "tokenizer_class", "unk_token",
+}  # fmt: skip
+"""Keys of tokenizer_config.json that change no id of a caption."""
+
+
+def _load(directory: str | Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(directory))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no vocabulary at {str(directory)!r}: expected tokenizer.json and tokenizer_config.json"
+        ) from error
 
 
 class _Counted:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ar_t2i.hub import Bundle
+from ar_t2i.hub import Bundle, save_bundle
 from ar_t2i.pipeline import TextToImagePipeline, to_uint8
 from ar_t2i.sampling.logits import SamplingConfig
 
@@ -57,6 +57,22 @@ def test_callback(pipe):
         ),
     )
     assert seen == [(True, step, (1, step + 1)) for step in range(32)]
+
+
+@torch.no_grad()
+def test_what_is_done_to_the_model_tells_in_sampling(model, vocabulary, image_tokenizer, tmp_path):
+    save_bundle(tmp_path / "bundle", model, vocabulary, image_tokenizer, SamplingConfig(guidance_scale=2), "")
+    pipe, plain = (TextToImagePipeline.from_pretrained(tmp_path / "bundle") for _ in range(2))
+    before = plain("a red bird", generator=seeded(1)).codes
+    assert type(pipe.model).__name__ == "Qwen3ForCausalLM" and pipe.model is pipe.model
+    assert torch.equal(pipe("a red bird", generator=seeded(1)).codes, before)
+    pipe.model.model.layers[0].mlp.down_proj.weight.mul_(-3)
+    changed = pipe("a red bird", generator=seeded(1)).codes
+    assert not torch.equal(changed, before)
+    pipe.model.model.layers[0].mlp.down_proj.register_forward_hook(lambda module, inputs, output: output / -3)
+    assert torch.equal(pipe("a red bird", generator=seeded(1)).codes, before)
+    plain.model = pipe.model
+    assert plain.model is pipe.model
 
 
 def test_unseen_words(model, vocabulary, image_tokenizer):

@@ -149,3 +149,24 @@ def test_fingerprint_tells_vocabularies_apart(vocabulary, vocabulary_folder):
     again.tokenizer(["a", "b c"], padding=True, truncation=True, max_length=5)
     assert again.fingerprint == vocabulary.fingerprint
     assert Vocabulary.train(["a bird", "a bird"]).fingerprint != vocabulary.fingerprint
+
+
+def test_files_give_what_transformers_reads_from_them(shipped):
+    folder = Path(__file__).parents[1] / "tokenizer"
+    stock = Vocabulary(AutoTokenizer.from_pretrained(folder))
+    assert shipped.fingerprint == stock.fingerprint and shipped.size == stock.size
+    for name in ("image_ids", "text_ids"):
+        np.testing.assert_array_equal(getattr(shipped, name), getattr(stock, name))
+    captions = [*HOSTILE, "a red bird on a tree"]
+    assert shipped.encode_captions(captions) == stock.encode_captions(captions)
+    assert shipped.tokenizer.get_vocab() == stock.tokenizer.get_vocab()
+
+
+def test_files_with_rules_of_their_own_are_read_by_transformers(vocabulary_folder, tmp_path):
+    for path in vocabulary_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "additional_special_tokens": ["red"]}))
+    vocabulary = Vocabulary.from_pretrained(tmp_path)
+    red = vocabulary.tokenizer.convert_tokens_to_ids("red")
+    assert red in vocabulary.tokenizer.all_special_ids and red not in vocabulary.text_ids

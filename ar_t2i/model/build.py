@@ -208,16 +208,34 @@ def add_residual_dropout(model: "PreTrainedModel", dropout: float) -> None:
         branch.register_forward_hook(lambda module, _, output: nn.functional.dropout(output, dropout, module.training))
 
 
-def _extend(source: str, vocabulary: Vocabulary, seed: int) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
+def load_causal_lm(source: str | Path) -> tuple["PreTrainedModel", dict[str, Any]]:
+    """Any causal LM with safetensors weights, in float32, and what its loading reports.
 
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of weights that are on disk already
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"no causal LM with safetensors weights could be loaded: {error}") from error
+    finally:
+        logging.enable_progress_bar()
+    return loaded
+
+
+def _extend(source: str, vocabulary: Vocabulary, seed: int) -> "PreTrainedModel":
+    try:
+        model, _ = load_causal_lm(source)
+    except ValueError as error:
         kind = "folder" if Path(source).is_dir() else "folder or Hub id"
-        raise ValueError(
-            f"model.init_from={source!r}: no causal LM could be loaded from this {kind}: {error}"
-        ) from error
+        raise ValueError(f"model.init_from={source!r}, this {kind}: {error}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if vocabulary.size > embedding(model).shape[0]:

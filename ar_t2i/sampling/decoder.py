@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ar_t2i.model.build import as_rows, head_logits
+from ar_t2i.model.build import as_rows
 from ar_t2i.sampling.logits import SamplingConfig, draw, guide
+from ar_t2i.sampling.network import Network, network_of
 from ar_t2i.sequence import prompt_ids, sequence_length
 from ar_t2i.vocabulary import Vocabulary
 
@@ -33,7 +34,7 @@ OnStep = Callable[[int, Tensor], None]
 
 @torch.inference_mode()
 def generate(
-    model: "PreTrainedModel",
+    model: "PreTrainedModel | Network",
     vocabulary: Vocabulary,
     captions: Sequence[Sequence[int]],
     num_codes: int,
@@ -46,7 +47,7 @@ def generate(
     Only rows of image codes are ever computed, so no other id can be drawn.
 
     Args:
-        model: any causal LM over `vocabulary`.
+        model: any causal LM over `vocabulary`, of transformers or as `network_of` gives it.
         vocabulary: the joint vocabulary.
         captions: B captions as ids, of any lengths; an empty one draws without caption.
         num_codes: T.
@@ -57,19 +58,20 @@ def generate(
     Raises:
         ValueError: a caption that does not fit the model's context.
     """
-    check_length(model, captions, num_codes)
+    network = network_of(model)
+    check_length(network.context, captions, num_codes)
     guided = config.guidance_scale != 1
     prompts = [prompt_ids(vocabulary, caption) for caption in captions]
     if guided:
         prompts += [prompt_ids(vocabulary, ())] * len(captions)
     ids_RP, mask_RP = _pad_left(prompts, vocabulary.pad_id)
-    image_rows, image_ids = as_rows(vocabulary.image_ids), torch.from_numpy(vocabulary.image_ids).to(model.device)
-    uniform_BT = uniform_BT.to(model.device)
-    cache, codes = _new_cache(model), []
-    input_RP, mask_RP = ids_RP.to(model.device), mask_RP.to(model.device)
+    device = network.device
+    image_rows, image_ids = as_rows(vocabulary.image_ids), torch.from_numpy(vocabulary.image_ids).to(device)
+    uniform_BT, input_RP, mask_RP = uniform_BT.to(device), ids_RP.to(device), mask_RP.to(device)
+    run, codes = network.start(len(prompts), ids_RP.shape[1] + num_codes), []
     for step in range(num_codes):
-        hidden_RD = _forward(model, input_RP, mask_RP, cache)
-        logits_BK = head_logits(hidden_RD, model, image_rows).float()
+        hidden_RD = run.forward(input_RP, mask_RP)
+        logits_BK = network.logits(hidden_RD, image_rows).float()
         if guided:
             logits_BK = guide(*logits_BK.chunk(2), config.guidance_scale)
         code_B = draw(logits_BK, uniform_BT[:, step], config)
@@ -81,35 +83,19 @@ def generate(
     return torch.stack(codes, 1)
 
 
-def check_length(model: "PreTrainedModel", captions: Sequence[Sequence[int]], num_codes: int) -> None:
+def check_length(context: int, captions: Sequence[Sequence[int]], num_codes: int) -> None:
     """Refuse a caption that does not fit.
 
     Raises:
-        ValueError: caption and picture are longer than the model's context.
+        ValueError: caption and picture are longer than `context` positions.
     """
     longest = max(len(caption) for caption in captions)
-    context = model.config.max_position_embeddings
     if sequence_length(longest, num_codes) > context:
         room = context - sequence_length(0, num_codes)
         raise ValueError(
             f"the prompt has {longest} ids, expected at most {room}: shorten it "
             f"(context {context}, picture {num_codes})"
         )
-
-
-def _forward(model: "PreTrainedModel", input_RP: Tensor, mask_RP: Tensor, cache: object) -> Tensor:
-    """Hidden states (R, D) of the last position; the cache grows by the inputs."""
-    positions_RP = (mask_RP.cumsum(-1) - 1).clamp_min(0)[:, -input_RP.shape[1] :]
-    output = model.base_model(
-        input_ids=input_RP, attention_mask=mask_RP, position_ids=positions_RP, past_key_values=cache, use_cache=True
-    )
-    return output.last_hidden_state[:, -1]
-
-
-def _new_cache(model: "PreTrainedModel") -> object:
-    from transformers import DynamicCache
-
-    return DynamicCache(config=model.config)
 
 
 def _pad_left(prompts: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:

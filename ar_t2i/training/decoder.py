@@ -150,7 +150,11 @@ class DecoderTask:
             # torch's fused attention is slow there on the way back: a step of 64 rows took 0.68 s, and 0.53 s without.
             model.set_attn_implementation("eager")
         self.words = words_learnt(config.model.init_from, words)
-        check_length(model, self.vocabulary.encode_captions(["", *config.samples.prompts]), self.rows.num_codes)
+        check_length(
+            model.config.max_position_embeddings,
+            self.vocabulary.encode_captions(["", *config.samples.prompts]),
+            self.rows.num_codes,
+        )
         self.module, self.trained = DecoderWithLoss(model, self.vocabulary), model
         self.no_decay = [embedding(model), output_layer(model).weight]
         self.stream = BatchStream(

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ar_t2i.device import has_fast_bf16
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic that moves singular values towards 1, https://kellerjordan.github.io/posts/muon/."""
 _ROUNDS = 5
@@ -65,9 +67,13 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(matrices_PMN: Tensor) -> Tensor:
-    """Matrices (P, M, N) with the same singular vectors and singular values near 1 (Newton-Schulz in bfloat16)."""
+    """Matrices (P, M, N) with the same singular vectors and singular values near 1 (Newton-Schulz).
+
+    In bfloat16 where that is fast: emulated, as on a CPU without it, it would take most of the time of a step.
+    """
     tall = matrices_PMN.shape[1] > matrices_PMN.shape[2]
-    x = (matrices_PMN.mT if tall else matrices_PMN).bfloat16()
+    fast = has_fast_bf16(matrices_PMN.device)
+    x = (matrices_PMN.mT if tall else matrices_PMN).to(torch.bfloat16 if fast else torch.float32)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(_ROUNDS):
