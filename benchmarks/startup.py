@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-LIMITS = {"import ar_t2i": "0.3 s", "ar-t2i --help": "1 s", "ar-t2i infer PROMPT": "-"}
+LIMITS = {"import ar_t2i": "0.3 s", "ar-t2i --help": "1 s", "import torch": "-", "ar-t2i infer PROMPT": "6 s"}
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
         commands = {
             "import ar_t2i": ["-c", "import ar_t2i"],
             "ar-t2i --help": ["-c", run_cli, "--help"],
+            "import torch": ["-c", "import torch"],
             "ar-t2i infer PROMPT": ["-c", run_cli, "infer", "bird on a tree", "--out", out],
         }
         print(f"{platform.platform()}, Python {platform.python_version()}")

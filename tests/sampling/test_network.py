@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -75,6 +76,12 @@ def test_from_a_folder_and_back_to_transformers(tmp_path, settings):
     expected = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(input_ids=ids).logits
     assert torch.equal(again(input_ids=ids).logits, expected)
     assert again.model.norm.weight.data_ptr() == network.norm_D.data_ptr(), "without a copy"
+    again.save_pretrained(tmp_path / "again")
+    assert all(
+        torch.equal(tensor, network.weights[name])
+        for name, tensor in load_file(tmp_path / "again" / "model.safetensors").items()
+    )
+    assert load_file(tmp_path / "again" / "model.safetensors").keys() == network.weights.keys()
     half = network.to(torch.bfloat16)
     assert half.head_KD.dtype == half.cos_SE.dtype == torch.bfloat16
     assert half.start(1, 20).forward(ids, torch.ones_like(ids)).dtype == torch.bfloat16
