@@ -39,6 +39,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "train": ("ar_t2i.training.decoder", "TrainConfig", "train_decoder", "train the decoder on a tokenized dataset"),
     "infer": ("ar_t2i.infer", "InferConfig", "infer", "draw pictures of prompts"),
+    "push": ("ar_t2i.hub.push", "PushConfig", "push", "a bundle, checkpoint or dataset to the Hugging Face Hub"),
+    "pull": ("ar_t2i.hub.pull", "PullConfig", "pull", "a bundle, checkpoint or dataset from the Hugging Face Hub"),
 }
 """By name: a verb, or a verb and its action."""
 RECIPES: dict[str, dict[str, Command]] = {
@@ -72,7 +74,7 @@ RECIPES: dict[str, dict[str, Command]] = {
 }
 """A command whose yaml file chooses what is run by its key `recipe`; the first one where it has none."""
 VERBS = tuple(dict.fromkeys(name.split()[0] for name in COMMANDS))
-POSITIONAL = {"infer": "prompt", "vocabulary": "sources", "preprocess": "sources"}
+POSITIONAL = {"infer": "prompt", "vocabulary": "sources", "preprocess": "sources", "push": "folder", "pull": "repo"}
 """The option that stands without dashes."""
 _FROM_YAML = ("train", "tokenizer train")
 

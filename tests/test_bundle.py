@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ar_t2i.data import scenes
-from ar_t2i.hub import shipped_bundle
+from ar_t2i.hub.bundle import shipped_bundle
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.vocabulary import Vocabulary
 

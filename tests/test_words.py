@@ -3,7 +3,7 @@ import unicodedata
 import pytest
 
 from ar_t2i.data.scenes import scene_at
-from ar_t2i.hub import WORDS, shipped_bundle
+from ar_t2i.hub.bundle import WORDS, shipped_bundle
 from ar_t2i.words import fingerprint_of_words, read_words, words_of, write_words
 
 

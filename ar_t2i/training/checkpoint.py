@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ar_t2i.hub import replace_directory
+from ar_t2i.hub.bundle import replace_directory
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ar_t2i.config import to_yaml
 from ar_t2i.data.batching import Batch, BatchStream, collate
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
-from ar_t2i.hub import Bundle, resolve, save_bundle, words_learnt
+from ar_t2i.hub.bundle import Bundle, save_bundle, words_learnt
+from ar_t2i.hub.names import resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import (
     ModelConfig,
@@ -129,6 +130,9 @@ class DecoderTask:
     companions = ()
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator):
+        start = resolve(config.model.init_from) if config.model.init_from else None
+        if start is not None:
+            config = replace(config, model=replace(config.model, init_from=str(start)))
         self.config, self.output = config, Path(config.output)
         self.vocabulary = load_vocabulary_for(config.model, config.vocabulary)
         self.image_tokenizer = load_image_tokenizer(resolve(config.image_tokenizer))
@@ -149,7 +153,7 @@ class DecoderTask:
         if accelerator.device.type == "cpu":
             # torch's fused attention is slow there on the way back: a step of 64 rows took 0.68 s, and 0.53 s without.
             model.set_attn_implementation("eager")
-        self.words = words_learnt(config.model.init_from, words)
+        self.words = words_learnt(start, words)
         check_length(
             model.config.max_position_embeddings,
             self.vocabulary.encode_captions(["", *config.samples.prompts]),

@@ -32,7 +32,7 @@ from ar_t2i.data.pictures import (
     unseen_pictures,
 )
 from ar_t2i.device import has_fast_bf16, keep_freed_memory, pick_device
-from ar_t2i.hub import replace_directory
+from ar_t2i.hub.bundle import replace_directory
 from ar_t2i.likeness import psnr
 from ar_t2i.pipeline import make_grid
 from ar_t2i.slots import SlotConfig, SlotTokenizer

@@ -16,7 +16,7 @@ from ar_t2i.evaluation import inception
 from ar_t2i.evaluation.frechet import FeatureMoments, frechet_distance
 from ar_t2i.evaluation.inception import FeatureExtractor, load_inception
 from ar_t2i.evaluation.tokenizer import Comparison, TokenizerEvaluationConfig, evaluate_tokenizer
-from ar_t2i.hub import shipped_bundle
+from ar_t2i.hub.bundle import shipped_bundle
 from ar_t2i.image_tokenizer import load_image_tokenizer
 from ar_t2i.likeness import psnr, ssim
 from ar_t2i.perceptual import load_perceptual
@@ -262,7 +262,7 @@ def test_a_tokenizer_of_small_pictures_sees_small_scenes(image_tokenizer_folder,
         ({"count": -1}, "count=-1, batch_size=32"),
         ({"batch_size": 0}, "count=0, batch_size=0"),
         ({"split": "test"}, "split='test'"),
-        ({"tokenizer": "/none"}, "no folder and no reachable Hub repository '/none'"),
+        ({"tokenizer": "/none"}, "'/none' is neither a folder here nor an id of the Hub"),
         ({"out": "/proc/none"}, "cannot write out='/proc/none'"),
     ],
 )

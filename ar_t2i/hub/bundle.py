@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ar_t2i.config import build
+from ar_t2i.hub.names import resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import load_causal_lm
 from ar_t2i.sampling.logits import SamplingConfig
@@ -67,27 +68,6 @@ def shipped_bundle() -> Path:
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"the shipped bundle is missing at {folder}: reinstall the package, or give --bundle")
     return folder
-
-
-def resolve(name: str | Path) -> Path:
-    """A local folder for a folder name or a Hub id such as `owner/name`, which is downloaded.
-
-    Raises:
-        ValueError: neither a folder nor a repository that can be reached.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.md", "*.txt", "image_tokenizer/*", f"{VERIFIER}/*"]
-        return Path(snapshot_download(str(name), allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"no folder and no reachable Hub repository {str(name)!r} ({type(error).__name__}); "
-            "expected a folder or an id such as owner/name"
-        ) from error
 
 
 def save_bundle(
@@ -167,18 +147,17 @@ def load_bundle(name: str | Path) -> Bundle:
     return Bundle(decoder, vocabulary, image_tokenizer, sampling, words, verifier)
 
 
-def words_learnt(start: str, captions: frozenset[str]) -> frozenset[str] | None:
+def words_learnt(start: Path | None, captions: frozenset[str]) -> frozenset[str] | None:
     """The words that a model knows which started as `start` and then saw `captions`; None if that cannot be told.
 
     Args:
-        start: the model that training started from, a folder or Hub id; empty for none. A bundle without words.txt
-            does not tell what it has seen; a language model that is no bundle has seen no caption.
+        start: the folder of the model that training started from, if any. A bundle without words.txt does not tell
+            what it has seen; a language model that is no bundle has seen no caption.
         captions: the words of the captions of this training.
     """
-    known = _find_file(start, WORDS) if start else None
-    if known is not None:
-        return captions | read_words(known)
-    return None if start and _find_file(start, MANIFEST) else captions
+    if start is not None and (start / WORDS).is_file():
+        return captions | read_words(start / WORDS)
+    return None if start is not None and (start / MANIFEST).is_file() else captions
 
 
 def with_options(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfig:
@@ -240,19 +219,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "update ar_t2i"
         )
     return facts
-
-
-def _find_file(name: str, file: str) -> Path | None:
-    """A file of a folder or of a Hub repository, None if it is not there."""
-    if Path(name).is_dir():
-        return path if (path := Path(name, file)).is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(name, file))
-    except EntryNotFoundError:  # also where the network is gone and the cache has not the file
-        return None
 
 
 def _image_tokenizer_folder(folder: Path) -> Path:

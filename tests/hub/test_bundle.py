@@ -13,7 +13,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from ar_t2i.hub import load_bundle, replace_directory, resolve, save_bundle, words_learnt
+from ar_t2i.hub.bundle import load_bundle, replace_directory, save_bundle, words_learnt
+from ar_t2i.hub.names import resolve
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.logits import SamplingConfig
 from ar_t2i.vocabulary import SPECIAL_TOKENS, Vocabulary, image_token
@@ -117,10 +118,9 @@ def test_words_of_a_model_that_started_from_another(model, vocabulary, image_tok
     silent = save_bundle(tmp_path / "b", *parts)
     model.save_pretrained(tmp_path / "lm")
     captions = frozenset({"tree"})
-    assert words_learnt(str(knows), captions) == {"bird", "tree"}
-    assert words_learnt(str(silent), captions) is None
-    assert words_learnt(str(tmp_path / "lm"), captions) == words_learnt("", captions) == captions
-    assert words_learnt("somebody/language-model", captions) == captions
+    assert words_learnt(knows, captions) == {"bird", "tree"}
+    assert words_learnt(silent, captions) is None
+    assert words_learnt(tmp_path / "lm", captions) == words_learnt(None, captions) == captions
 
 
 def test_what_is_missing_or_foreign_is_named(bundle_folder, vocabulary, tmp_path):
@@ -148,7 +148,7 @@ def test_what_is_missing_or_foreign_is_named(bundle_folder, vocabulary, tmp_path
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     assert "missing tensors in the weights, the first model.layers.0.mlp.up_proj.weight" in broken("g", lose_a_tensor)
-    with pytest.raises(ValueError, match="no folder and no reachable Hub repository"):
+    with pytest.raises(ValueError, match="neither a folder here nor in the cache"):
         resolve("somebody/nothing")
 
 

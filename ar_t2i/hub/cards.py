@@ -1,0 +1,64 @@
+"""Cards of what is published: README.md with the yaml that the Hub shows and searches."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+_FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+PLACEHOLDER = "path/to/this/folder"
+"""What a card that was not published yet says in the place of its id."""
+_LIBRARY: dict[str, dict[str, Any]] = {
+    "bundle": {"library_name": "transformers", "pipeline_tag": "text-to-image", "tags": ["ar_t2i"]},
+    "dataset": {"task_categories": ["text-to-image"], "tags": ["ar_t2i"]},
+    "image tokenizer": {"tags": ["ar_t2i", "image-tokenizer"]},
+    "vocabulary": {"tags": ["ar_t2i"]},
+}
+
+
+def read_card(text: str, name: str = "README.md") -> tuple[dict[str, Any], str]:
+    """The yaml of a card and the text below it.
+
+    Raises:
+        ValueError: the yaml cannot be read or is no mapping.
+    """
+    match = _FRONT.match(text)
+    if match is None:
+        return {}, text
+    try:
+        header = yaml.safe_load(match[1]) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"the yaml of {name} cannot be read: {' '.join(str(error).split())}; mend it") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"the yaml of {name} is no mapping; mend it")
+    return header, text[match.end() :]
+
+
+def write_card_text(header: Mapping[str, Any], body: str) -> str:
+    """A card of yaml and text."""
+    return f"---\n{yaml.safe_dump(dict(header), sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def published_card(text: str, repo_id: str, kind: str, links: Mapping[str, str]) -> str:
+    """The card as it stands on the Hub: with licence and links, and the id where the folder's path stood.
+
+    Args:
+        text: the card so far, "" for none.
+        repo_id: owner/name.
+        kind: bundle, dataset, image tokenizer or vocabulary.
+        links: license, datasets and base_model; empty ones are left as they are.
+
+    Raises:
+        ValueError: neither card nor links name a licence, or the yaml cannot be read.
+    """
+    header, body = read_card(text)
+    for name, value in _LIBRARY[kind].items():
+        header.setdefault(name, value)
+    for name, value in links.items():
+        if value:
+            header[name] = [value] if name == "datasets" else value
+    if not header.get("license"):
+        raise ValueError("the card names no licence: give --license, such as apache-2.0, or write `license:` into it")
+    body = body.replace(PLACEHOLDER, repo_id)
+    return write_card_text(header, body or f"\n# {repo_id.rpartition('/')[2]}\n\nA {kind} of ar_t2i.\n")

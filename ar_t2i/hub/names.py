@@ -1,0 +1,197 @@
+"""Names of what is used: a folder here, or `owner/name` on the Hub, with `@revision` where it is not main."""
+
+import fnmatch
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ar_t2i.hub.remote import Remote, RepoType, bound_waiting, file_digest, patiently
+
+BUNDLE_FILES = (
+    "README.md", "LICENSE", "ar_t2i.json", "config.json", "generation_config.json", "words.txt", "*.png",
+    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "preprocessor_config.json", "config.yaml", "metrics.jsonl",
+    "image_tokenizer/README.md", "image_tokenizer/config.json", "image_tokenizer/model.safetensors",
+    "image_tokenizer/reference.json", "verifier/config.json", "verifier/model.safetensors",
+)  # fmt: skip
+"""What may stand in a bundle, an image tokenizer's folder or a vocabulary's; nothing else goes up or comes down."""
+CHECKPOINT_FILES = (
+    "model.safetensors", "ema.safetensors", "optimizer.safetensors", "companions.safetensors", "state.json",
+)  # fmt: skip
+"""The files of one training checkpoint."""
+DATASET_FILES = ("README.md", "LICENSE", "*.png", "data/*.parquet", "manifest.json", "manifest/*.json")
+"""What may stand in a tokenized dataset."""
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.npy", "*.npz", "*.joblib")
+"""Names of weights that can hold code."""
+
+
+def split_id(name: str) -> tuple[str, str]:
+    """`owner/name@revision` as id and revision, "main" where none is said.
+
+    Raises:
+        ValueError: no id of the Hub.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    repo_id, _, revision = name.partition("@")
+    try:
+        validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise HFValidationError("no owner")
+    except HFValidationError as error:
+        raise ValueError(
+            f"{name!r} is neither a folder here nor an id of the Hub, owner/name or owner/name@revision"
+        ) from error
+    return repo_id, revision or "main"
+
+
+def allowed(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a path matches one of the patterns, whose * stop at a slash."""
+    return any(pattern.count("/") == path.count("/") and fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def resolve(name: str | Path, patterns: Sequence[str] = BUNDLE_FILES, repo_type: RepoType = "model") -> Path:
+    """A folder here: the one named, or the Hub's cache after a download of what is missing.
+
+    Everything that was downloaded is compared with the checksums of the Hub. Without network the cache is used.
+
+    Args:
+        name: a folder, or an id of the Hub.
+        patterns: the files that are wanted.
+        repo_type: of the repository.
+
+    Raises:
+        ValueError: neither a folder nor a repository that can be read, or damaged files.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    repo_id, revision = split_id(str(name))
+    bound_waiting()
+    for _ in range(2):
+        folder = _snapshot(repo_id, revision, patterns, repo_type)
+        damaged = _damaged(folder)
+        if not damaged:
+            return folder
+        for path in damaged:
+            Path(os.path.realpath(path)).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+    names = ", ".join(path.relative_to(folder).as_posix() for path in damaged)
+    raise ValueError(f"{name}: {names} came damaged from the Hub twice: try again later, or tell its owner")
+
+
+def refuse_pickles(paths: Iterable[str], name: str) -> None:
+    """Raise ValueError if there are weights, and all of them are pickled."""
+    paths = list(paths)
+    pickled = [path for path in paths if any(fnmatch.fnmatchcase(path, pattern) for pattern in PICKLED)]
+    if pickled and not any(path.endswith(".safetensors") for path in paths):
+        raise ValueError(
+            f"{name} has its weights as {pickled[0]}, a pickle, which can run code when it is read: "
+            "ask its owner for safetensors"
+        )
+
+
+def _snapshot(repo_id: str, revision: str, patterns: Sequence[str], repo_type: RepoType) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download() -> Path:
+        where = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
+        return Path(snapshot_download(**where, allow_patterns=list(patterns)))
+
+    remote = Remote(repo_id, repo_type, revision)
+    try:
+        folder = patiently(download, f"download {remote}")
+    except ValueError as error:
+        if isinstance(error.__cause__, LocalEntryNotFoundError):
+            state = "the network is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "no network"
+            raise ValueError(
+                f"{remote} is neither a folder here nor in the cache, and {state}: check the name"
+            ) from error
+        raise
+    if (
+        not any(path.suffix == ".safetensors" for path in folder.rglob("*"))
+        and repo_type == "model"
+        and not constants.HF_HUB_OFFLINE
+    ):
+        refuse_pickles(remote.files(), str(remote))
+    return folder
+
+
+def _damaged(folder: Path) -> list[Path]:
+    """Files of a snapshot whose content is not what their name in the cache says; each content is looked at once."""
+    stamp = folder.parents[1] / "ar_t2i-verified.json"
+    try:
+        known = json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    damaged = []
+    for path in sorted(folder.rglob("*")):
+        if not path.is_symlink():  # a cache without links keeps no digests
+            continue
+        blob = Path(os.path.realpath(path))
+        state = [blob.stat().st_size, blob.stat().st_mtime_ns]
+        if known.get(blob.name) == state:
+            continue
+        if file_digest(blob, "sha256" if len(blob.name) == 64 else "git-sha1") != blob.name:
+            damaged.append(path)
+        else:
+            known[blob.name] = state
+    temporary = stamp.with_suffix(f".{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(known), encoding="utf-8")
+        temporary.replace(stamp)
+    except OSError:  # a cache that only others may write to
+        temporary.unlink(missing_ok=True)
+    return damaged
+
+
+def fetch(name: str, out: Path, patterns: Sequence[str], repo_type: RepoType) -> list[str]:
+    """Download files of a repository into a folder and compare them with the Hub's checksums.
+
+    A download that was broken off goes on where it stopped.
+
+    Returns:
+        the paths, as they are named there.
+
+    Raises:
+        ValueError: no such repository, nothing in it that is wanted, damaged files, a full disk.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo_id, revision = split_id(name)
+    remote = Remote(repo_id, repo_type, revision)
+    commit = remote.ask("read", lambda: remote.api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha)
+    there = remote.files(commit)
+    refuse_pickles(there, name)
+    wanted = {path: file for path, file in there.items() if allowed(path, patterns)}
+    if not wanted:
+        raise ValueError(f"{remote} holds nothing that is used here; it has {', '.join(sorted(there)[:5])}")
+
+    def download() -> object:
+        where = {"repo_id": repo_id, "repo_type": repo_type, "revision": commit, "local_dir": out}
+        return snapshot_download(**where, allow_patterns=sorted(wanted))
+
+    for _ in range(2):
+        remote.ask("download", download)
+        damaged = [path for path, file in wanted.items() if not _is_whole(out / path, file)]
+        if not damaged:
+            break
+        for path in damaged:
+            (out / path).unlink(missing_ok=True)
+    else:
+        raise ValueError(f"{remote}: {', '.join(damaged)} came damaged from the Hub twice: try again later")
+    shutil.rmtree(out / ".cache" / "huggingface", ignore_errors=True)
+    if (out / ".cache").is_dir() and not any((out / ".cache").iterdir()):
+        (out / ".cache").rmdir()
+    return sorted(wanted)
+
+
+def _is_whole(path: Path, file: object) -> bool:
+    if not path.is_file() or path.stat().st_size != file.size:  # type: ignore[attr-defined]
+        return False
+    lfs = file.lfs  # type: ignore[attr-defined]
+    return file_digest(path, "sha256") == lfs.sha256 if lfs else file_digest(path, "git-sha1") == file.blob_id  # type: ignore[attr-defined]

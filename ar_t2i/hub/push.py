@@ -1,0 +1,141 @@
+"""`ar-t2i push`: a folder to the Hub."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ar_t2i.hub.cards import published_card
+from ar_t2i.hub.names import BUNDLE_FILES, CHECKPOINT_FILES, DATASET_FILES, allowed, split_id
+from ar_t2i.hub.remote import Remote, RepoType, without_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig:
+    """Options of `ar-t2i push`."""
+
+    folder: str
+    """Folder of a bundle, an image tokenizer, a vocabulary, a training checkpoint or a tokenized dataset."""
+    to: str
+    """Where to: owner/name on the Hub, or owner/name@branch; what is missing of it is made."""
+    license: str = ""
+    """Licence for the card, such as apache-2.0; needed where the card says none."""
+    dataset: str = ""
+    """Id of the dataset that it was trained on, for the card."""
+    base_model: str = ""
+    """Id of the model that training started from, for the card."""
+    private: bool = False
+    """Make a new repository private."""
+    tag: str = ""
+    """Tag for what is there in the end."""
+    pull_request: bool = False
+    """Propose the change in a pull request."""
+    message: str = ""
+    """Message of the commit."""
+    dry_run: bool = False
+    """Say what would be sent, and send nothing."""
+
+
+class Kind(NamedTuple):
+    """What a folder can be."""
+
+    name: str
+    marker: str
+    """A file, or a pattern of some, that only this kind has."""
+    files: tuple[str, ...]
+    repo_type: RepoType
+
+
+KINDS = (
+    Kind("bundle", "ar_t2i.json", BUNDLE_FILES, "model"),
+    Kind("checkpoint", "state.json", CHECKPOINT_FILES, "model"),
+    Kind("dataset", "data/*.parquet", DATASET_FILES, "dataset"),
+    Kind(
+        "image tokenizer", "model.safetensors", ("README.md", "LICENSE", "config.json", "model.safetensors"), "model"
+    ),
+    Kind("vocabulary", "tokenizer.json", BUNDLE_FILES, "model"),
+)
+TEXTS = (".json", ".jsonl", ".md", ".txt", ".yaml")
+
+
+def push(config: PushConfig) -> str:
+    """Push a folder; returns the commit, or "" for a dry run.
+
+    Raises:
+        ValueError: a folder or file that does not belong on the Hub, or a push that failed; it says what to do.
+    """
+    repo_id, revision = split_id(config.to)
+    folder = Path(config.folder)
+    kind = kind_of(folder)
+    files = collect(folder, kind)
+    where = f"checkpoints/{folder.name}/" if kind.name == "checkpoint" else ""
+    content: dict[str, Path | bytes] = {where + path: source for path, source in files.items()}
+    if not where:
+        text = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else ""
+        links = {"license": config.license, "datasets": config.dataset, "base_model": config.base_model}
+        content["README.md"] = published_card(text, repo_id, kind.name, links).encode()
+    remote = Remote(repo_id, kind.repo_type, revision)
+    if config.dry_run:
+        _tell(remote, content)
+        return ""
+    message = config.message or f"{kind.name} by ar_t2i"
+    remote.create(config.private)
+    address = remote.open_pull_request(message) if config.pull_request else ""
+    commit = remote.push(
+        content, message, replaced=lambda path: kind.name == "bundle" and allowed(path, BUNDLE_FILES), say=print
+    )
+    if config.pull_request:
+        remote.publish_pull_request()
+    if config.tag:
+        remote.tag(config.tag)
+    print(f"{remote}: {len(content)} files, compared with their checksums, commit {commit[:8]}  {address}".rstrip())
+    return commit
+
+
+def kind_of(folder: Path) -> Kind:
+    """What a folder holds.
+
+    Raises:
+        ValueError: no folder, or nothing that this project makes.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no folder at {str(folder)!r}: give a bundle, a checkpoint or a dataset")
+    for kind in KINDS:
+        if next(folder.glob(kind.marker), None):
+            return kind
+    raise ValueError(f"{str(folder)!r} is none of {', '.join(kind.name for kind in KINDS)}: nothing was pushed")
+
+
+def collect(folder: Path, kind: Kind) -> dict[str, Path]:
+    """The files of a folder by their paths in it; hidden ones, which programs keep for themselves, stay.
+
+    Raises:
+        ValueError: a file that does not belong to the kind, or one with an access token in it.
+    """
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {name: path for name, path in found.items() if not re.search(r"(^|/)\.", name)}
+    foreign = [name for name in files if not allowed(name, kind.files)]
+    if foreign:
+        raise ValueError(
+            f"{folder / foreign[0]} does not belong to a {kind.name} ({len(foreign)} such files), and nothing that is "
+            "not on its list goes to the Hub: move it away"
+        )
+    for path in files.values():
+        text = path.read_text(encoding="utf-8", errors="replace") if path.suffix in TEXTS else ""
+        if without_tokens(text) != text:
+            raise ValueError(f"{path} holds an access token: take it out, and revoke the token if others saw it")
+    return files
+
+
+def _tell(remote: Remote, content: Mapping[str, Path | bytes]) -> None:
+    """Print what a push would send."""
+    from huggingface_hub import CommitOperationAdd
+
+    there = remote.files() if remote.exists() else {}
+    additions = {path: CommitOperationAdd(path, source) for path, source in content.items()}
+    for path, addition in additions.items():
+        known = there.get(path)
+        state = "new" if known is None else "same" if remote.holds(known, addition) else "changed"
+        print(f"{state:8}{addition.upload_info.size:>14,}  {path}")
+    print(f"nothing was sent to {remote}: this was a dry run")

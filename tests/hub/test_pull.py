@@ -1,0 +1,121 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, constants
+
+from ar_t2i.hub.bundle import load_bundle
+from ar_t2i.hub.names import resolve, split_id
+from ar_t2i.hub.pull import PullConfig, pull
+
+
+@pytest.fixture
+def repo(hub, image_tokenizer_folder) -> str:
+    """A small repository with an image tokenizer, and things that nobody asked for."""
+    api = HfApi()
+    api.create_repo("tester/codes")
+    api.upload_folder(repo_id="tester/codes", folder_path=image_tokenizer_folder)
+    api.upload_file(path_or_fileobj=b"raise SystemExit", path_in_repo="modeling_codes.py", repo_id="tester/codes")
+    api.upload_file(path_or_fileobj=b"\x80", path_in_repo="optimizer.pt", repo_id="tester/codes")
+    hub.clear_log()
+    return "tester/codes"
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_data_comes_down(repo, tmp_path):
+    out = pull(PullConfig(repo=repo, out=str(tmp_path / "codes")))
+    assert names(out) == {"config.json", "model.safetensors"}
+    assert {path.name for path in resolve(repo).iterdir()} == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("how", ["folder", "cache"])
+def test_a_flipped_byte_is_caught_and_fetched_again(hub, repo, tmp_path, how, image_tokenizer_folder):
+    rule = hub.fail(method="GET", path="resolve/.*model.safetensors", action="corrupt")
+    folder = pull(PullConfig(repo=repo, out=str(tmp_path / "codes"))) if how == "folder" else resolve(repo)
+    assert rule.hits == 1
+    assert (folder / "model.safetensors").read_bytes() == (image_tokenizer_folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["folder", "cache"])
+def test_bytes_that_stay_damaged_are_refused(hub, repo, tmp_path, how):
+    hub.fail(method="GET", path="resolve/.*model.safetensors", action="corrupt", times=0)
+    with pytest.raises(ValueError, match="model.safetensors came damaged from the Hub twice"):
+        pull(PullConfig(repo=repo, out=str(tmp_path / "codes"))) if how == "folder" else resolve(repo)
+    assert not (tmp_path / "codes" / "model.safetensors").exists(), "nobody takes it for whole"
+
+
+@pytest.mark.parametrize("how", ["folder", "cache"])
+@pytest.mark.parametrize(
+    "fault", [{"status": 503}, {"action": "reset"}, {"action": "truncate"}, {"action": "truncate-rst"}]
+)
+def test_a_fault_on_the_way_is_got_over(hub, repo, tmp_path, how, fault, image_tokenizer_folder):
+    rule = hub.fail(method="GET", path="resolve/.*model.safetensors", **fault)
+    folder = pull(PullConfig(repo=repo, out=str(tmp_path / "codes"))) if how == "folder" else resolve(repo)
+    assert rule.hits == 1
+    assert (folder / "model.safetensors").read_bytes() == (image_tokenizer_folder / "model.safetensors").read_bytes()
+
+
+def test_the_cache_serves_without_network_and_is_checked_once(hub, repo, monkeypatch):
+    folder = resolve(repo)
+    looked = []
+    from ar_t2i.hub import names as module
+
+    digest = module.file_digest
+    monkeypatch.setattr(module, "file_digest", lambda *args: looked.append(args) or digest(*args))
+    hub.stop()
+    assert resolve(repo) == folder and not looked
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert resolve(repo) == folder and not looked
+    blob = Path(os.path.realpath(folder / "model.safetensors"))
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match="neither a folder here nor in the cache|damaged"):
+        resolve(repo)
+    assert looked
+
+
+def test_pickles_are_refused_by_name(hub, tmp_path):
+    api = HfApi()
+    api.create_repo("tester/pickled")
+    for name in ("config.json", "pytorch_model.bin"):
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id="tester/pickled")
+    for call in (
+        lambda: pull(PullConfig(repo="tester/pickled", out=str(tmp_path / "x"))),
+        lambda: resolve("tester/pickled"),
+    ):
+        with pytest.raises(ValueError, match="weights as pytorch_model.bin, a pickle"):
+            call()
+
+
+def test_a_full_disk_is_said_and_a_rerun_ends_it(hub, repo, tmp_path, monkeypatch):
+    import huggingface_hub.file_download as download
+
+    get = download.http_get
+
+    def full(*args, **values):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
+
+    monkeypatch.setattr(download, "http_get", full)
+    with pytest.raises(ValueError, match="the disk is full .*free some space, then run it again"):
+        pull(PullConfig(repo=repo, out=str(tmp_path / "codes")))
+    monkeypatch.setattr(download, "http_get", get)
+    assert names(pull(PullConfig(repo=repo, out=str(tmp_path / "codes")))) == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["birds", "a/b/c", "no such/folder", "../up", "owner/na me", ""])
+def test_names_that_can_mean_nothing(name):
+    with pytest.raises(ValueError, match="neither a folder here nor an id of the Hub"):
+        split_id(name)
+
+
+def test_names_and_revisions():
+    assert split_id("owner/name") == ("owner/name", "main")
+    assert split_id("owner/name@refs/pr/1") == ("owner/name", "refs/pr/1")
+
+
+def test_what_is_not_there_is_told(hub):
+    with pytest.raises(ValueError, match=r"no such repository \(404\)"):
+        load_bundle("tester/nothing")
