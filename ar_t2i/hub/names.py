@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ar_t2i.hub.remote import Remote, RepoType, bound_waiting, file_digest, patiently
 
@@ -22,6 +23,8 @@ CHECKPOINT_FILES = (
     "model.safetensors", "ema.safetensors", "optimizer.safetensors", "companions.safetensors", "state.json",
 )  # fmt: skip
 """The files of one training checkpoint."""
+CHECKPOINTS = tuple(f"checkpoints/*/{name}" for name in CHECKPOINT_FILES)
+"""Those of all checkpoints of a repository."""
 DATASET_FILES = ("README.md", "LICENSE", "*.png", "data/*.parquet", "manifest.json", "manifest/*.json")
 """What may stand in a tokenized dataset."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.npy", "*.npz", "*.joblib")
@@ -83,6 +86,24 @@ def resolve(name: str | Path, patterns: Sequence[str] = BUNDLE_FILES, repo_type:
     raise ValueError(f"{name}: {names} came damaged from the Hub twice: try again later, or tell its owner")
 
 
+def resolve_checkpoint(name: str | Path) -> Path:
+    """The folder of a training checkpoint: the one named, or the newest one of a repository, downloaded.
+
+    Raises:
+        ValueError: no folder and no repository that holds one.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    repo_id, revision = split_id(str(name))
+    there = Remote(repo_id, "model", revision).files()
+    found = [path.split("/")[1] for path in there if allowed(path, ("checkpoints/step-*/state.json",))]
+    if not found:
+        raise ValueError(f"{name} holds no training checkpoint: expected checkpoints/step-*/ in it")
+    newest = max(found, key=lambda step: int(step.removeprefix("step-")))
+    files = [f"checkpoints/{newest}/{file}" for file in CHECKPOINT_FILES]
+    return resolve(name, files) / "checkpoints" / newest
+
+
 def refuse_pickles(paths: Iterable[str], name: str) -> None:
     """Raise ValueError if there are weights, and all of them are pickled."""
     paths = list(paths)
@@ -99,7 +120,7 @@ def _snapshot(repo_id: str, revision: str, patterns: Sequence[str], repo_type: R
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def download() -> Path:
-        where = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
+        where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
         return Path(snapshot_download(**where, allow_patterns=list(patterns)))
 
     remote = Remote(repo_id, repo_type, revision)
@@ -172,7 +193,7 @@ def fetch(name: str, out: Path, patterns: Sequence[str], repo_type: RepoType) ->
         raise ValueError(f"{remote} holds nothing that is used here; it has {', '.join(sorted(there)[:5])}")
 
     def download() -> object:
-        where = {"repo_id": repo_id, "repo_type": repo_type, "revision": commit, "local_dir": out}
+        where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": commit, "local_dir": out}
         return snapshot_download(**where, allow_patterns=sorted(wanted))
 
     for _ in range(2):

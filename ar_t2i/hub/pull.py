@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ar_t2i.hub.names import BUNDLE_FILES, CHECKPOINT_FILES, DATASET_FILES, fetch
+from ar_t2i.hub.names import BUNDLE_FILES, CHECKPOINTS, DATASET_FILES, fetch
 from ar_t2i.hub.remote import RepoType
 
-CHECKPOINTS = tuple(f"checkpoints/*/{name}" for name in CHECKPOINT_FILES)
 FILES: dict[RepoType, tuple[str, ...]] = {"model": (*BUNDLE_FILES, *CHECKPOINTS), "dataset": DATASET_FILES}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ar_t2i.hub.cards import published_card
-from ar_t2i.hub.names import BUNDLE_FILES, CHECKPOINT_FILES, DATASET_FILES, allowed, split_id
+from ar_t2i.hub.names import BUNDLE_FILES, CHECKPOINT_FILES, CHECKPOINTS, DATASET_FILES, allowed, split_id
 from ar_t2i.hub.remote import Remote, RepoType, without_tokens
 
 
@@ -82,9 +82,8 @@ def push(config: PushConfig) -> str:
     message = config.message or f"{kind.name} by ar_t2i"
     remote.create(config.private)
     address = remote.open_pull_request(message) if config.pull_request else ""
-    commit = remote.push(
-        content, message, replaced=lambda path: kind.name == "bundle" and allowed(path, BUNDLE_FILES), say=print
-    )
+    own = {"bundle": BUNDLE_FILES, "checkpoint": CHECKPOINTS}.get(kind.name, ())
+    commit = remote.push(content, message, replaced=lambda path: allowed(path, own), say=print)
     if config.pull_request:
         remote.publish_pull_request()
     if config.tag:

@@ -79,7 +79,8 @@ def is_momentary(error: BaseException) -> bool:
     if status is not None:
         return status in _MOMENTARY
     names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, (ConnectionError, TimeoutError)) or "TransportError" in names
+    passing = isinstance(error, (ConnectionError, TimeoutError)) or "TransportError" in names
+    return passing and "OfflineModeIsEnabled" not in names
 
 
 def explain(error: BaseException) -> str:
@@ -89,6 +90,8 @@ def explain(error: BaseException) -> str:
     status, name = _status(error), type(error).__name__
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full ({error.filename or 'no file named'}): free some space, then run it again"
+    if name == "OfflineModeIsEnabled":
+        return "the network is switched off by HF_HUB_OFFLINE: unset it"
     if status == 401 or name == "LocalTokenNotFoundError":
         return "the Hub knows no such token (401): log in with `hf auth login`, or set HF_TOKEN"
     if status == 403 or name == "GatedRepoError":
@@ -154,7 +157,7 @@ class Remote:
         return self.repo_id if self.revision == "main" else f"{self.repo_id}@{self.revision}"
 
     @property
-    def _where(self) -> dict[str, str]:
+    def _where(self) -> dict[str, Any]:
         return {"repo_id": self.repo_id, "repo_type": self.repo_type}
 
     def exists(self) -> bool:
@@ -190,7 +193,7 @@ class Remote:
                 raise ValueError(
                     f"{self.repo_id} has a tag {name!r} already, at {tag.target_commit[:8]}: take another name"
                 )
-        where = {**self._where, "tag": name, "revision": head, "exist_ok": True}
+        where: dict[str, Any] = {**self._where, "tag": name, "revision": head, "exist_ok": True}
         self.ask("tag", lambda: self.api.create_tag(**where))
 
     def head(self) -> str:
@@ -264,7 +267,7 @@ class Remote:
         """One attempt: look at what is there, send what is missing, on top of just that state."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        where = {**self._where, "revision": self.revision}
+        where: dict[str, Any] = {**self._where, "revision": self.revision}
         head = self.api.repo_info(**where).sha
         there = self.files(head)
         more = amend(there) if amend else {}

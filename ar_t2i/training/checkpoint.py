@@ -1,22 +1,20 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
-    checkpoints/step-000200/  model.safetensors  ema.safetensors  optimizer.pt  state.json  [companions.pt]
+    checkpoints/step-000200/  model, ema, optimizer[, companions].safetensors  state.json
 
 Random states and the data position are functions of the seed and the step (`BatchStream`, `seed_step`), so the step
 stands for them.
 """
 
 import json
-import pickle
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -51,9 +49,9 @@ def save_checkpoint(
         save_file(_tensors(model), target / "model.safetensors")
         if ema is not None:
             save_file(_tensors(ema), target / "ema.safetensors")
-        torch.save(optimizer.state_dict(), target / "optimizer.pt")
+        save_states(optimizer.state_dict(), target / "optimizer.safetensors")
         if companions:
-            torch.save([companion.state_dict() for companion in companions], target / "companions.pt")
+            save_states([companion.state_dict() for companion in companions], target / "companions.safetensors")
         (target / "state.json").write_text(json.dumps({"step": checkpoint.step, "facts": checkpoint.facts}, indent=2))
 
     path = replace_directory(folder / f"step-{checkpoint.step:06d}", write)
@@ -115,9 +113,9 @@ def load_checkpoint(
     _load(model, path / "model.safetensors")
     if ema is not None:
         _load(ema, path / "ema.safetensors")
-    optimizer.load_state_dict(load_states(path / "optimizer.pt"))
+    optimizer.load_state_dict(load_states(path / "optimizer.safetensors"))
     if companions:
-        for companion, state in zip(companions, load_states(path / "companions.pt"), strict=True):
+        for companion, state in zip(companions, load_states(path / "companions.safetensors"), strict=True):
             companion.load_state_dict(state)
 
 
@@ -131,15 +129,51 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().contiguous() for name, parameter in module.named_parameters()}
 
 
+def save_states(states: Any, path: Path) -> None:
+    """Write nested dicts, lists and tuples of tensors and plain values, as `state_dict` gives them, without pickle.
+
+    Tensors are numbered; what holds them stands as json in the file's metadata.
+
+    Raises:
+        TypeError: something else among them.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensors[str(len(tensors))] = value.detach().cpu().contiguous()
+            return {"tensor": str(len(tensors) - 1)}
+        if isinstance(value, Mapping):  # json has no other keys than strings
+            return {"items": [[plain(key), plain(item)] for key, item in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return {type(value).__name__: [plain(item) for item in value]}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise TypeError(f"a state of type {type(value).__name__}: expected tensors, numbers, texts, lists and dicts")
+
+    save_file(tensors, path, metadata={"states": json.dumps(plain(states))})
+
+
 def load_states(path: Path) -> Any:
-    """What `torch.save` wrote, tensors and plain values alone (ValueError where it is missing or damaged)."""
+    """What `save_states` wrote, on the CPU (ValueError where it is missing or damaged)."""
+
+    def original(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        ((kind, content),) = value.items()
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "items":
+            return {original(key): original(item) for key, item in content}
+        return (tuple if kind == "tuple" else list)(original(item) for item in content)
+
     try:
-        states = torch.load(path, weights_only=True, map_location="cpu") if zipfile.is_zipfile(path) else None
-    except (OSError, RuntimeError, pickle.UnpicklingError):
-        states = None
-    if states is None:
-        raise ValueError(f"{path} is missing or damaged: resume from an older checkpoint")
-    return states
+        with safe_open(path, "pt") as file:
+            structure = json.loads(file.metadata()["states"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        return original(structure)
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is missing or damaged: resume from an older checkpoint") from error
 
 
 def _load(module: nn.Module, path: Path) -> None:

@@ -17,7 +17,7 @@ from ar_t2i.config import to_yaml
 from ar_t2i.data.batching import Batch, BatchStream, collate
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
 from ar_t2i.hub.bundle import Bundle, save_bundle, words_learnt
-from ar_t2i.hub.names import resolve
+from ar_t2i.hub.names import resolve, resolve_checkpoint
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import (
     ModelConfig,
@@ -33,9 +33,10 @@ from ar_t2i.model.loss import DecoderWithLoss
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.decoder import check_length
 from ar_t2i.sequence import sequence_length
-from ar_t2i.training.checkpoint import check_checkpoint, find_checkpoint
+from ar_t2i.training.checkpoint import check_checkpoint, find_checkpoint, list_checkpoints
 from ar_t2i.training.loop import LoopConfig, make_accelerator, train
 from ar_t2i.training.optim import OptimConfig
+from ar_t2i.training.publish import HubConfig, Publisher
 from ar_t2i.training.samples import SamplesConfig, draw_samples, write_table
 from ar_t2i.vocabulary import Vocabulary
 
@@ -114,9 +115,14 @@ class TrainConfig:
     """Length and rhythm."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     """Pictures drawn on the way."""
+    hub: HubConfig = field(default_factory=HubConfig)
+    """Where the run is published."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        rhythm = self.loop.checkpoint_every
+        if self.hub.every and (not rhythm or self.hub.every % rhythm):
+            raise ValueError(f"hub.every={self.hub.every}: expected a multiple of loop.checkpoint_every={rhythm}")
         for name in ("text_weight", "z_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
@@ -128,6 +134,7 @@ class DecoderTask:
     """The decoder on a tokenized dataset, for `ar_t2i.training.loop`."""
 
     companions = ()
+    publisher: Publisher | None = None
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator):
         start = resolve(config.model.init_from) if config.model.init_from else None
@@ -246,8 +253,8 @@ class DecoderTask:
             write_table(self.output, samples.prompts)
             trained.train(was_training)
 
-    def export(self, trained: nn.Module) -> None:
-        """The bundle, with the averaged weights."""
+    def export(self, trained: nn.Module, step: int) -> None:
+        """The bundle, with the averaged weights; pushed with the newest checkpoint where the config asks for it."""
         card = _CARD.format(
             name=self.output.name, rows=len(self.rows), dataset=self.config.data.dataset, yaml=to_yaml(self.config)
         )
@@ -255,7 +262,10 @@ class DecoderTask:
         if self.config.bundle_dtype == "bf16":
             trained = copy.deepcopy(trained).bfloat16()
         parts = self.vocabulary, self.image_tokenizer
-        save_bundle(self.output / "bundle", trained, *parts, samples, card, words=self.words)  # type: ignore[arg-type]
+        bundle = save_bundle(self.output / "bundle", trained, *parts, samples, card, words=self.words)  # type: ignore[arg-type]
+        every, last = self.config.hub.every, self.config.loop.steps
+        if self.publisher and every and step % every == 0 and step < last:
+            self.publisher.offer(bundle, list_checkpoints(self.output / "checkpoints")[-1])
 
 
 def _make_model(config: TrainConfig, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer) -> "PreTrainedModel":
@@ -284,7 +294,7 @@ def train_decoder(config: TrainConfig, resume: str = "") -> Path:
     Args:
         config: the run.
         resume: "" starts anew, "auto" goes on from the newest checkpoint in `config.output`, else a checkpoint's
-            folder.
+            folder, or an id of the Hub, whose newest one is taken.
 
     Raises:
         ValueError: something in the config, the data or the checkpoint does not fit; nothing has been written then.
@@ -295,6 +305,8 @@ def train_decoder(config: TrainConfig, resume: str = "") -> Path:
             f"output={config.output!r} holds a run already: pass --resume to go on, or give another output"
         )
     accelerator = make_accelerator(config.loop, output)
+    if resume not in ("", "auto"):
+        resume = str(resolve_checkpoint(resume))
     checkpoint = find_checkpoint(output / "checkpoints", resume)
     task = DecoderTask(config, accelerator)
     if checkpoint is not None:
@@ -302,7 +314,12 @@ def train_decoder(config: TrainConfig, resume: str = "") -> Path:
     if accelerator.is_main_process:
         _make_output(output, config)
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process and config.hub.repo:
+        dataset = "" if Path(config.data.dataset).exists() else config.data.dataset.partition("@")[0]
+        task.publisher = Publisher(config.hub, dataset, accelerator.print)
     train(task, config.loop, config.optim, accelerator, output, checkpoint, config.seed)
+    if task.publisher:
+        task.publisher.finish(output / "bundle")
     accelerator.print(f"bundle: {output / 'bundle'}   samples: {output / 'samples.md'}")
     return output / "bundle"
 

@@ -113,12 +113,13 @@ def train(
                 state, average = Checkpoint(step, task.facts), ema.module if ema else None
                 kept = config.keep_checkpoints, task.companions
                 save_checkpoint(output / "checkpoints", state, task.trained, average, optimizer, *kept)
-                task.export(averaged)
             task.draw(averaged, step)
+            if _due(step, config.checkpoint_every, config.steps):
+                task.export(averaged, step)
         meter.restart()
     bar.close()
     if accelerator.is_main_process and started == config.steps:  # stopped between the last checkpoint and its export
-        task.export(averaged)
+        task.export(averaged, step)
     accelerator.end_training()
 
 

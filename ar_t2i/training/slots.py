@@ -38,7 +38,7 @@ from ar_t2i.pipeline import make_grid
 from ar_t2i.slots import SlotConfig, SlotTokenizer
 from ar_t2i.slots.codebook import CodebookAverage, CodeUsage, start_from_components
 from ar_t2i.slots.objective import Damage, Stage, picture_loss, pixel_weights, reconstruct, squeeze
-from ar_t2i.training.checkpoint import check_facts, load_states
+from ar_t2i.training.checkpoint import check_facts, load_states, save_states
 from ar_t2i.training.optim import OptimConfig, lr_at, make_optimizer
 from ar_t2i.training.trackers import read_metrics
 
@@ -355,7 +355,7 @@ class _Run:
             "counts": self.average.counts_K,
             "sums": self.average.sums_KD,
         }
-        replace_directory(self.output / "checkpoint", lambda folder: torch.save(state, folder / "state.pt"))
+        replace_directory(self.output / "checkpoint", lambda folder: save_states(state, folder / "state.safetensors"))
 
     def load(self, resume: str) -> None:
         """Go on from a checkpoint, or start anew; for `resume` see `train_slots`."""
@@ -364,7 +364,7 @@ class _Run:
         if not resume or (resume == "auto" and not folder.is_dir()):
             log.unlink(missing_ok=True)
             return
-        state = load_states(folder / "state.pt")
+        state = load_states(folder / "state.safetensors")
         check_facts(folder, state["facts"], self.facts)
         self.model.load_state_dict(state["model"])
         self.step = state["step"]

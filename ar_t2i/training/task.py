@@ -78,6 +78,6 @@ class Task(Protocol):
         """Draw samples where `step` asks for them."""
         ...
 
-    def export(self, trained: nn.Module) -> None:
-        """Write what the run is for."""
+    def export(self, trained: nn.Module, step: int) -> None:
+        """Write what the run is for, after the checkpoint of this step."""
         ...

@@ -22,6 +22,7 @@ def hub(tmp_path_factory, monkeypatch) -> Iterator[HubServer]:
     with HubServer() as server:
         for name, value in client_env(server.url, home).items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # for processes that are started
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         settings = {
             "ENDPOINT": server.url,

@@ -79,8 +79,8 @@ def test_resume_refuses_another_run(train_run, run_options):
     with pytest.raises(ValueError, match="has a newer one beside it, step-000008"):
         train_run(resume=str(output / "checkpoints" / "step-000004"))
     assert "seed: 0" in (output / "config.yaml").read_text() and "limit: 0" in (output / "config.yaml").read_text()
-    (output / "checkpoints" / "step-000008" / "optimizer.pt").write_bytes(b"half")
-    with pytest.raises(ValueError, match="optimizer.pt is missing or damaged"):
+    (output / "checkpoints" / "step-000008" / "optimizer.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match="optimizer.safetensors is missing or damaged"):
         train_run(resume="auto")
 
 

@@ -188,6 +188,6 @@ def test_a_run_goes_on_under_its_own_options_alone(folder, tmp_path):
     with pytest.raises(ValueError, match="bottleneck_steps was 4, now 6"):
         train_slots(_config(folder, tmp_path / "run", **{**stages, "bottleneck_steps": 6}), resume="auto")
     assert (tmp_path / "run" / "config.yaml").read_text() == before
-    (tmp_path / "run" / "checkpoint" / "state.pt").write_bytes(b"garbage")
+    (tmp_path / "run" / "checkpoint" / "state.safetensors").write_bytes(b"garbage")
     with pytest.raises(ValueError, match="is missing or damaged"):
         train_slots(_config(folder, tmp_path / "run", **stages), resume="auto")

@@ -171,7 +171,7 @@ class TokenizerTask:
         grid = make_grid([Image.fromarray(array) for array in to_uint8(pair)], columns=len(pixels))
         grid.save(folder / f"step-{step:06d}.png")
 
-    def export(self, trained: nn.Module) -> None:
+    def export(self, trained: nn.Module, step: int) -> None:
         """The averaged weights with their config."""
         replace_directory(self.output / self.result, trained.save_pretrained)  # type: ignore[arg-type]
 
