@@ -128,7 +128,12 @@ class TokenizedDataset:
 
 
 def load_rows(source: str | Path, split: str, limit: int = 0) -> "datasets.Dataset":
-    """One split of a tokenized dataset, from a folder, a parquet file or a Hub id, as the datasets library loads it.
+    """One split of a tokenized dataset, as the datasets library loads it.
+
+    Args:
+        source: a folder, a parquet file, or an id of the Hub, with `@revision` where it is not main.
+        split: name of the split.
+        limit: rows to keep; 0 keeps all.
 
     Raises:
         ValueError: nothing there, or no such split.
@@ -141,7 +146,8 @@ def load_rows(source: str | Path, split: str, limit: int = 0) -> "datasets.Datas
         if str(source).endswith(".parquet"):
             rows = datasets.load_dataset("parquet", data_files={split: str(source)}, split=split)
         else:
-            rows = datasets.load_dataset(str(source), split=split)
+            name, _, revision = str(source).partition("@") if not Path(source).exists() else (str(source), "", "")
+            rows = datasets.load_dataset(name, split=split, revision=revision or None)
     except known as error:
         raise ValueError(
             f"cannot load the split {split!r} of the dataset {str(source)!r}: {' '.join(str(error).split())[:300]}"

@@ -87,6 +87,8 @@ class TokenizedFolder:
                 yield number, "missing"
             elif not self._same_source(number, record):
                 yield number, "its source changed"
+            elif record.pushed and not path.exists():
+                continue  # on the Hub
             elif not record.fits(path):
                 yield number, "damaged" if path.exists() else "missing"
             else:

@@ -58,6 +58,8 @@ class PartRecord:
     """Keys of some of them, by reason."""
     arithmetic: str
     """Device and number format the codes were computed in, such as "cuda bfloat16"."""
+    pushed: str = ""
+    """The repository that holds the part, if it was deleted here after it had been pushed."""
 
     @classmethod
     def read(cls, path: Path) -> Self | None:

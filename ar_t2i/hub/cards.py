@@ -9,7 +9,7 @@ import yaml
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 PLACEHOLDER = "path/to/this/folder"
 """What a card that was not published yet says in the place of its id."""
-_LIBRARY: dict[str, dict[str, Any]] = {
+LIBRARY: dict[str, dict[str, Any]] = {
     "bundle": {"library_name": "transformers", "pipeline_tag": "text-to-image", "tags": ["ar_t2i"]},
     "dataset": {"task_categories": ["text-to-image"], "tags": ["ar_t2i"]},
     "image tokenizer": {"tags": ["ar_t2i", "image-tokenizer"]},
@@ -53,7 +53,7 @@ def published_card(text: str, repo_id: str, kind: str, links: Mapping[str, str])
         ValueError: neither card nor links name a licence, or the yaml cannot be read.
     """
     header, body = read_card(text)
-    for name, value in _LIBRARY[kind].items():
+    for name, value in LIBRARY[kind].items():
         header.setdefault(name, value)
     for name, value in links.items():
         if value:

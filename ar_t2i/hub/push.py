@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ar_t2i.hub.cards import published_card
+from ar_t2i.hub.dataset import push_dataset
 from ar_t2i.hub.names import BUNDLE_FILES, CHECKPOINT_FILES, CHECKPOINTS, DATASET_FILES, allowed, split_id
 from ar_t2i.hub.remote import Remote, RepoType, without_tokens
 
@@ -33,6 +34,8 @@ class PushConfig:
     """Propose the change in a pull request."""
     message: str = ""
     """Message of the commit."""
+    free: bool = False
+    """Of a dataset, delete here what is there; preprocess counts it as finished, so a dataset can outgrow the disk."""
     dry_run: bool = False
     """Say what would be sent, and send nothing."""
 
@@ -50,7 +53,7 @@ class Kind(NamedTuple):
 KINDS = (
     Kind("bundle", "ar_t2i.json", BUNDLE_FILES, "model"),
     Kind("checkpoint", "state.json", CHECKPOINT_FILES, "model"),
-    Kind("dataset", "data/*.parquet", DATASET_FILES, "dataset"),
+    Kind("dataset", "manifest.json", DATASET_FILES, "dataset"),
     Kind(
         "image tokenizer", "model.safetensors", ("README.md", "LICENSE", "config.json", "model.safetensors"), "model"
     ),
@@ -69,26 +72,29 @@ def push(config: PushConfig) -> str:
     folder = Path(config.folder)
     kind = kind_of(folder)
     files = collect(folder, kind)
+    links = {"license": config.license, "datasets": config.dataset, "base_model": config.base_model}
+    remote = Remote(repo_id, kind.repo_type, revision)
+    message = config.message or f"{kind.name} by ar_t2i"
     where = f"checkpoints/{folder.name}/" if kind.name == "checkpoint" else ""
     content: dict[str, Path | bytes] = {where + path: source for path, source in files.items()}
     if not where:
         text = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else ""
-        links = {"license": config.license, "datasets": config.dataset, "base_model": config.base_model}
         content["README.md"] = published_card(text, repo_id, kind.name, links).encode()
-    remote = Remote(repo_id, kind.repo_type, revision)
     if config.dry_run:
         _tell(remote, content)
         return ""
-    message = config.message or f"{kind.name} by ar_t2i"
     remote.create(config.private)
     address = remote.open_pull_request(message) if config.pull_request else ""
-    own = {"bundle": BUNDLE_FILES, "checkpoint": CHECKPOINTS}.get(kind.name, ())
-    commit = remote.push(content, message, replaced=lambda path: allowed(path, own), say=print)
+    if kind.name == "dataset":
+        commit = push_dataset(folder, remote, links, message, config.free)
+    else:
+        own = {"bundle": BUNDLE_FILES, "checkpoint": CHECKPOINTS}.get(kind.name, ())
+        commit = remote.push(content, message, replaced=lambda path: allowed(path, own))
     if config.pull_request:
         remote.publish_pull_request()
     if config.tag:
         remote.tag(config.tag)
-    print(f"{remote}: {len(content)} files, compared with their checksums, commit {commit[:8]}  {address}".rstrip())
+    print(f"{remote}: all files are there, compared with their checksums, commit {commit[:8]}  {address}".rstrip())
     return commit
 
 

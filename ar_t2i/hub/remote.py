@@ -219,7 +219,6 @@ class Remote:
         *,
         replaced: Callable[[str], bool] = lambda path: False,
         amend: Callable[[Mapping[str, "RepoFile"]], Mapping[str, bytes]] = lambda remote: {},
-        say: Callable[[str], None] = lambda line: None,
     ) -> str:
         """Make the repository hold these files; what it holds already is not sent, and all is compared in the end.
 
@@ -230,7 +229,6 @@ class Remote:
             message: of the commits.
             replaced: paths there for which this is true are deleted if they are not among `files`.
             amend: given the files there, gives more to write; asked again when another push came in between.
-            say: told about progress.
 
         Returns:
             the commit.
@@ -242,7 +240,7 @@ class Remote:
 
         additions = {path: CommitOperationAdd(path, source) for path, source in files.items()}
         paths = list(additions)
-        for start in range(0, len(paths), FILES_PER_COMMIT):
+        for start in range(0, max(len(paths), 1), FILES_PER_COMMIT):
             done = min(start + FILES_PER_COMMIT, len(paths))
             part = {path: additions[path] for path in paths[start:done]}
             if done < len(paths):
@@ -252,7 +250,6 @@ class Remote:
                     self._commit, part, message, lambda path: replaced(path) and path not in files, amend
                 )
             self.ask("push to", attempt)
-            say(f"{done} of {len(paths)} files are there")
         head = self.head()
         self._compare(additions, head)
         return head

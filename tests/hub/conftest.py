@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 from huggingface_hub import close_session, constants
 
@@ -37,6 +38,13 @@ def hub(tmp_path_factory, monkeypatch) -> Iterator[HubServer]:
         for name, value in settings.items():
             assert hasattr(constants, name), name
             monkeypatch.setattr(constants, name, value)
+        for name, value in {
+            "HF_ENDPOINT": server.url,
+            "HUB_DATASETS_URL": server.url + "/datasets/{repo_id}/resolve/{revision}/{path}",
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            assert hasattr(datasets.config, name), name
+            monkeypatch.setattr(datasets.config, name, value)
         monkeypatch.setattr(remote, "FIRST_PAUSE", 0.01)
         monkeypatch.setattr(remote, "TIMEOUT", 5.0)
         close_session()

@@ -186,7 +186,8 @@ def test_bf16_and_wrong_sources(train, sources, tmp_path, vqgan_folder, fresh_ac
 def test_the_second_stage_paints_better_than_the_first_with_its_vqgan(train, tmp_path, pictures):
     """The whole chain on 16 pictures, through the folders that each recipe leaves."""
     vqgan = train("vqgan", tmp_path / "vqgan", loop={"steps": 400}, gan={"weight": 0.0})
-    stage1 = train("stage1", tmp_path / "stage1", vqgan=str(vqgan), loop={"steps": 600})
+    # At 4e-3 all pictures end with the same codes on some machines.
+    stage1 = train("stage1", tmp_path / "stage1", vqgan=str(vqgan), loop={"steps": 600}, optim={"lr": 1e-3})
     whole = train(
         "stage2", tmp_path / "stage2", vqgan=str(vqgan), stage1=str(stage1), loop={"steps": 300}, gan={"weight": 0.0}
     )

@@ -1,0 +1,204 @@
+"""A tokenized dataset on the Hub, pushed whole, in parts, by two at once; and trained from there."""
+
+import json
+import threading
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hub_content import commits, content
+from huggingface_hub import HfApi
+
+from ar_t2i.data.preprocess import PreprocessConfig, preprocess
+from ar_t2i.hub import dataset
+from ar_t2i.hub.push import PushConfig, push
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Six tars of ten small pictures, four to train on."""
+    from ar_t2i.data.scenes import ScenesConfig, write_scenes
+
+    out = tmp_path_factory.mktemp("scenes")
+    write_scenes(ScenesConfig(out=str(out), count=40, shard_size=10))
+    write_scenes(ScenesConfig(out=str(out), count=20, shard_size=10, split="validation"))
+    return out
+
+
+@pytest.fixture
+def tokens(pictures, tmp_path, image_tokenizer_folder, vocabulary_folder):
+    """Tokenize some of the shards into tokens/."""
+
+    def run(split="train", out="tokens") -> Path:
+        config = PreprocessConfig(
+            sources=(str(pictures / f"scenes-{split}-*.tar"),), out=str(tmp_path / out), split=split, workers=0,
+            image_tokenizer=str(image_tokenizer_folder), vocabulary=str(vocabulary_folder), dtype="float32",
+        )  # fmt: skip
+        preprocess(config)
+        return tmp_path / out
+
+    return run
+
+
+def header(hub) -> dict:
+    return yaml.safe_load(content(hub, "tester/tokens", "dataset")["README.md"].decode().split("---")[1])
+
+
+def config_of(folder, **values) -> PushConfig:
+    return PushConfig(**{"folder": str(folder), "to": "tester/tokens", "license": "cc0-1.0", **values})
+
+
+def rows_of(folder: Path, split: str) -> list[dict]:
+    return [row for path in sorted((folder / "data").glob(f"{split}-*")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_it_loads_as_it_was_whole_and_streaming(hub, tokens, capsys):
+    folder = tokens()
+    tokens("validation")
+    push(config_of(folder, message="tokens"))
+    loaded = datasets.load_dataset("tester/tokens")
+    assert {split: list(rows) for split, rows in loaded.items()} == {
+        split: rows_of(folder, split) for split in ("train", "validation")
+    }
+    streamed = datasets.load_dataset("tester/tokens", streaming=True, split="train")
+    assert list(streamed) == rows_of(folder, "train")
+    names = set(content(hub, "tester/tokens", "dataset"))
+    assert {name for name in names if name.endswith(".parquet")} == {
+        "data/train-00000-of-00004.parquet", "data/validation-00000-of-00002.parquet"
+    }, "small parts are put together"  # fmt: skip
+    assert "2 of 2 shards are there" in capsys.readouterr().out
+    before = commits(hub, "tester/tokens", "dataset")
+    hub.clear_log()
+    push(config_of(folder, message="tokens"))
+    assert commits(hub, "tester/tokens", "dataset") == before and not hub.requests("PUT")
+
+
+def test_the_card_says_what_the_datasets_library_computes(hub, tokens, tmp_path):
+    folder = tokens()
+    tokens("validation")
+    push(config_of(folder))
+    card = header(hub)
+    loaded = datasets.load_dataset("tester/tokens")
+    info = loaded["train"].info
+    for name, split in info.splits.items():
+        told = next(entry for entry in card["dataset_info"]["splits"] if entry["name"] == name)
+        assert told == {"name": name, "num_bytes": split.num_bytes, "num_examples": split.num_examples}
+    assert card["dataset_info"]["download_size"] == info.download_size
+    assert card["dataset_info"]["dataset_size"] == info.dataset_size
+    loaded.push_to_hub("tester/by-datasets")
+    theirs = content(hub, "tester/by-datasets", "dataset")["README.md"].decode()
+    theirs = yaml.safe_load(theirs.split("---")[1])
+    assert card["configs"] == theirs["configs"]
+    assert card["dataset_info"]["features"] == theirs["dataset_info"]["features"]
+    assert card["license"] == "cc0-1.0" and card["task_categories"] == ["text-to-image"]
+
+
+def test_part_by_part_while_it_is_made_and_larger_than_the_disk(hub, tokens, monkeypatch, tmp_path):
+    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    folder = tokens()
+    hidden = [
+        folder / kind / f"train-00002-of-00004.{end}" for kind, end in (("data", "parquet"), ("manifest", "json"))
+    ]
+    kept = [path.read_bytes() for path in hidden]
+    expected = rows_of(folder, "train")
+    [path.unlink() for path in hidden]  # not made yet
+    push(config_of(folder, free=True))
+    assert header(hub)["dataset_info"]["splits"][0]["num_examples"] == 30
+    assert not list((folder / "data").iterdir()), "what is there was deleted here"
+    [path.write_bytes(data) for path, data in zip(hidden, kept, strict=True)]
+    assert tokens() == folder and len(list((folder / "data").iterdir())) == 1, "nothing is made twice"
+    push(config_of(folder, free=True))
+    assert header(hub)["dataset_info"]["splits"][0]["num_examples"] == 40
+    assert list(datasets.load_dataset("tester/tokens", split="train")) == expected
+    HfApi().delete_file("data/train-00001-of-00004.parquet", "tester/tokens", repo_type="dataset")
+    with pytest.raises(ValueError, match="does not hold data/train-00001-of-00004.parquet, of which"):
+        push(config_of(folder))
+
+
+def test_two_pushes_at_once_both_end_complete(hub, tokens, monkeypatch):
+    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    folders = {split: tokens(split, out=split) for split in ("train", "validation")}
+    errors = []
+
+    def run(split):
+        try:
+            push(config_of(folders[split], message=split))
+        except ValueError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(split,)) for split in folders]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not errors
+    counts = {entry["name"]: entry["num_examples"] for entry in header(hub)["dataset_info"]["splits"]}
+    assert counts == {"train": 40, "validation": 20}
+    loaded = datasets.load_dataset("tester/tokens")
+    assert {split: list(rows) for split, rows in loaded.items()} == {
+        split: rows_of(folder, split) for split, folder in folders.items()
+    }
+
+
+def test_an_interrupted_push_is_finished_by_the_next(hub, tokens, monkeypatch):
+    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    folder = tokens()
+    hub.fail(method="POST", path="/commit/", nth=3, status=401, times=1)
+    with pytest.raises(ValueError, match="401"):
+        push(config_of(folder))
+    assert header(hub)["dataset_info"]["splits"][0]["num_examples"] == 20, "what is there can be used"
+    hub.clear_log()
+    push(config_of(folder))
+    assert len(hub.requests("PUT")) <= 2, "only what is missing"
+    assert datasets.load_dataset("tester/tokens", split="train").num_rows == 40
+
+
+def test_what_people_wrote_into_the_card_stays(hub, tokens):
+    folder = tokens()
+    push(config_of(folder))
+    card = content(hub, "tester/tokens", "dataset")["README.md"].decode()
+    card = card.replace("task_categories:", "language: en\ntask_categories:") + "\nDrawn by code.\n"
+    HfApi().upload_file(
+        path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id="tester/tokens", repo_type="dataset"
+    )  # noqa: E501
+    tokens("validation")
+    push(config_of(folder))
+    again = content(hub, "tester/tokens", "dataset")["README.md"].decode()
+    assert "Drawn by code." in again and "language: en" in again and "| validation | 20 |" in again
+
+
+def test_what_does_not_belong_together_is_refused(hub, tokens, tmp_path):
+    folder = tokens()
+    with pytest.raises(ValueError, match="names no licence: give --license, such as cc-by"):
+        push(config_of(folder, license=""))
+    push(config_of(folder))
+    other = tokens(out="other")
+    facts = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**facts, "vocabulary": "another"}))
+    with pytest.raises(ValueError, match="was made with vocabulary="):
+        push(config_of(other))
+    damaged = next((folder / "data").glob("train-00001*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match="train-00001-of-00004.parquet is damaged: run preprocess again"):
+        push(config_of(folder, to="tester/fresh"))
+    (tmp_path / "empty" / "data").mkdir(parents=True)
+    (tmp_path / "empty" / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no finished part yet"):
+        push(config_of(tmp_path / "empty"))
+
+
+def test_training_reads_an_id_and_a_revision(hub, tokens, train_run):
+    folder = tokens()
+    tokens("validation")
+    push(config_of(folder, tag="v1"))
+    data = {"batch_size": 8, "validation_rows": 8}
+    first = train_run(data={**data, "dataset": "tester/tokens"}, samples={"every": 0, "prompts": []})
+    again = train_run(
+        data={**data, "dataset": "tester/tokens@v1"},
+        output=str(first.parent / "v1"),
+        samples={"every": 0, "prompts": []},
+    )
+    names = ("bundle/model.safetensors", "bundle/image_tokenizer/model.safetensors")
+    assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
+    with pytest.raises(ValueError, match="cannot load the split 'train' of the dataset 'tester/tokens@v2'"):
+        train_run(data={**data, "dataset": "tester/tokens@v2"}, output=str(first.parent / "v2"))
