@@ -39,7 +39,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "train": ("ar_t2i.training.decoder", "TrainConfig", "train_decoder", "train the decoder on a tokenized dataset"),
     "infer": ("ar_t2i.infer", "InferConfig", "infer", "draw pictures of prompts"),
-    "push": ("ar_t2i.hub.push", "PushConfig", "push", "a bundle, checkpoint or dataset to the Hugging Face Hub"),
+    "push": ("ar_t2i.push", "PushConfig", "push", "a bundle, checkpoint or dataset to the Hugging Face Hub"),
     "pull": ("ar_t2i.hub.pull", "PullConfig", "pull", "a bundle, checkpoint or dataset from the Hugging Face Hub"),
 }
 """By name: a verb, or a verb and its action."""

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ar_t2i import __version__
+from ar_t2i.bundles import shipped_bundle, with_options
 from ar_t2i.device import pick_device
-from ar_t2i.hub.bundle import shipped_bundle, with_options
 from ar_t2i.pipeline import TextToImagePipeline, make_grid
 
 METADATA = "ar_t2i"

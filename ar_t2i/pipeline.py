@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ar_t2i.hub.bundle import Bundle, load_bundle, with_options
+from ar_t2i.bundles import Bundle, load_bundle, with_options
 from ar_t2i.sampling.decoder import check_length, generate
 from ar_t2i.sampling.logits import SamplingConfig
 from ar_t2i.sampling.network import Qwen3, network_of

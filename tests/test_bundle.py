@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from ar_t2i.bundles import shipped_bundle
 from ar_t2i.data import scenes
-from ar_t2i.hub.bundle import shipped_bundle
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.vocabulary import Vocabulary
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ar_t2i.bundles import save_bundle
 from ar_t2i.cli import main
-from ar_t2i.hub.bundle import save_bundle
 from ar_t2i.infer import read_metadata
 from ar_t2i.sampling.logits import SamplingConfig
 

@@ -8,9 +8,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "ar_t2i"
 LAYERS = [
     ["__init__", "config", "device"],
-    ["words", "vocabulary", "sequence", "image_tokenizer", "likeness", "perceptual", "titok", "slots"],
+    ["hub", "words", "vocabulary", "sequence", "image_tokenizer", "likeness", "perceptual", "titok", "slots"],
     ["data", "model"],
-    ["sampling", "hub"],
+    ["sampling", "bundles", "push"],
     ["pipeline", "training", "infer"],
     ["control", "adaptation", "evaluation"],
     ["web"],

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ar_t2i.hub.bundle import Bundle, save_bundle
+from ar_t2i.bundles import Bundle, save_bundle
 from ar_t2i.pipeline import TextToImagePipeline, to_uint8
 from ar_t2i.sampling.logits import SamplingConfig
 

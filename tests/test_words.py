@@ -2,8 +2,8 @@ import unicodedata
 
 import pytest
 
+from ar_t2i.bundles import WORDS, shipped_bundle
 from ar_t2i.data.scenes import scene_at
-from ar_t2i.hub.bundle import WORDS, shipped_bundle
 from ar_t2i.words import fingerprint_of_words, read_words, words_of, write_words
 
 

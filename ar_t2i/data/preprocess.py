@@ -27,6 +27,7 @@ from ar_t2i.data.progress import Progress
 from ar_t2i.data.sample import UnreadableShard
 from ar_t2i.data.shards import Shard, expand_sources, iterate_samples
 from ar_t2i.device import keep_freed_memory
+from ar_t2i.hub.names import resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.vocabulary import Vocabulary
 
@@ -110,8 +111,8 @@ def preprocess(config: PreprocessConfig) -> Report:
     """
     keep_freed_memory()
     shards = expand_sources(config.sources, image_column=config.image_column, caption_column=config.caption_column)
-    vocabulary = Vocabulary.from_pretrained(config.vocabulary or _shipped_vocabulary())
-    return tokenize_shards(shards, load_image_tokenizer(config.image_tokenizer), vocabulary, config)
+    vocabulary = Vocabulary.from_pretrained(resolve(config.vocabulary or _shipped_vocabulary()))
+    return tokenize_shards(shards, load_image_tokenizer(resolve(config.image_tokenizer)), vocabulary, config)
 
 
 def tokenize_shards(

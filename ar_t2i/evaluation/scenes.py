@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ar_t2i.bundles import VERIFIER, shipped_bundle
 from ar_t2i.config import build
 from ar_t2i.data.scenes import example
 from ar_t2i.evaluation.judge import Reading, Seen, Verdict, box_overlap, judge, same_scene
 from ar_t2i.evaluation.reader import CELL, ReaderConfig, ReaderOutput, SceneReader
-from ar_t2i.hub.bundle import VERIFIER, shipped_bundle
 from ar_t2i.image_tokenizer import ImageTokenizer
 from ar_t2i.likeness import psnr
 

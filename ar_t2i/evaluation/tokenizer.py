@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ar_t2i
+from ar_t2i.bundles import shipped_bundle
 from ar_t2i.data import scenes
 from ar_t2i.data.pictures import SCENES, check_scenes_size, decoded, shrunk
 from ar_t2i.data.shards import expand_sources
 from ar_t2i.device import keep_freed_memory, pick_device
 from ar_t2i.evaluation.frechet import FeatureMoments, frechet_distance
 from ar_t2i.evaluation.inception import HOW_TO, FeatureExtractor, load_inception
-from ar_t2i.hub.bundle import shipped_bundle
 from ar_t2i.hub.names import resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.likeness import MOST_PSNR, Spread, psnr, ssim

@@ -1,1 +1,1 @@
-"""Bundles and datasets: folders that go to the Hugging Face Hub and come from there."""
+"""The Hugging Face Hub: names there, patient requests, checked downloads, cards."""

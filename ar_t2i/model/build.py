@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ar_t2i.hub.names import resolve
 from ar_t2i.vocabulary import CODEBOOK_SIZE, Vocabulary
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def load_vocabulary_for(config: ModelConfig, vocabulary: str) -> Vocabulary:
     from transformers import AutoTokenizer
 
     if vocabulary:
-        return Vocabulary.from_pretrained(vocabulary)
+        return Vocabulary.from_pretrained(resolve(vocabulary))
     if not config.init_from:
         raise ValueError("vocabulary is not set: give a folder with tokenizer.json, for example tokenizer/")
     return Vocabulary.extend(AutoTokenizer.from_pretrained(config.init_from), CODEBOOK_SIZE)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ar_t2i.hub.bundle import replace_directory
+from ar_t2i.bundles import replace_directory
 
 
 @dataclass(frozen=True)

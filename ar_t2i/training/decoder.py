@@ -13,10 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ar_t2i.bundles import Bundle, save_bundle, words_learnt
 from ar_t2i.config import to_yaml
 from ar_t2i.data.batching import Batch, BatchStream, collate
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
-from ar_t2i.hub.bundle import Bundle, save_bundle, words_learnt
 from ar_t2i.hub.names import resolve, resolve_checkpoint
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import (

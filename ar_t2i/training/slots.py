@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ar_t2i.bundles import replace_directory
 from ar_t2i.config import to_yaml
 from ar_t2i.data.pictures import (
     SCENES,
@@ -32,7 +33,6 @@ from ar_t2i.data.pictures import (
     unseen_pictures,
 )
 from ar_t2i.device import has_fast_bf16, keep_freed_memory, pick_device
-from ar_t2i.hub.bundle import replace_directory
 from ar_t2i.likeness import psnr
 from ar_t2i.pipeline import make_grid
 from ar_t2i.slots import SlotConfig, SlotTokenizer

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ar_t2i.bundles import shipped_bundle
 from ar_t2i.cli import main
 from ar_t2i.data import scenes
 from ar_t2i.evaluation import inception
 from ar_t2i.evaluation.frechet import FeatureMoments, frechet_distance
 from ar_t2i.evaluation.inception import FeatureExtractor, load_inception
 from ar_t2i.evaluation.tokenizer import Comparison, TokenizerEvaluationConfig, evaluate_tokenizer
-from ar_t2i.hub.bundle import shipped_bundle
 from ar_t2i.image_tokenizer import load_image_tokenizer
 from ar_t2i.likeness import psnr, ssim
 from ar_t2i.perceptual import load_perceptual

@@ -11,9 +11,9 @@ import yaml
 from hub_content import commits, content
 from huggingface_hub import HfApi
 
+from ar_t2i.data import push as dataset
 from ar_t2i.data.preprocess import PreprocessConfig, preprocess
-from ar_t2i.hub import dataset
-from ar_t2i.hub.push import PushConfig, push
+from ar_t2i.push import PushConfig, push
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from ar_t2i.hub.bundle import load_bundle
+from ar_t2i.bundles import load_bundle
 from ar_t2i.hub.names import resolve, split_id
 from ar_t2i.hub.pull import PullConfig, pull
 

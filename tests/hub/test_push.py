@@ -8,11 +8,11 @@ from hub_content import commits, content
 from hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN
 from huggingface_hub import HfApi, close_session
 
+from ar_t2i.bundles import load_bundle, save_bundle
 from ar_t2i.hub import remote
-from ar_t2i.hub.bundle import load_bundle, save_bundle
 from ar_t2i.hub.names import resolve
 from ar_t2i.hub.pull import PullConfig, pull
-from ar_t2i.hub.push import PushConfig, push
+from ar_t2i.push import PushConfig, push
 from ar_t2i.sampling.logits import SamplingConfig
 
 CARD = '---\nlicense: apache-2.0\n---\n\n# Birds\n\n`from_pretrained("path/to/this/folder")`\n'

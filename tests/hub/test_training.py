@@ -7,7 +7,7 @@ import torch
 from hub_content import content
 from safetensors.torch import load_file
 
-from ar_t2i.hub.bundle import load_bundle
+from ar_t2i.bundles import load_bundle
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.training import publish
 from ar_t2i.training.publish import HubConfig

@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ar_t2i.bundles import load_bundle
 from ar_t2i.data.dataset import load_rows
-from ar_t2i.hub.bundle import load_bundle
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.training.checkpoint import list_checkpoints
 from ar_t2i.training.trackers import read_metrics

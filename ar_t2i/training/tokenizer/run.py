@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
+from ar_t2i.bundles import replace_directory
 from ar_t2i.config import to_yaml
 from ar_t2i.data.pictures import SCENES, PictureStream, read_pictures, unseen_pictures
-from ar_t2i.hub.bundle import replace_directory
 from ar_t2i.hub.names import resolve
 from ar_t2i.pipeline import make_grid, to_uint8
 from ar_t2i.training.checkpoint import check_checkpoint, find_checkpoint

@@ -13,7 +13,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from ar_t2i.hub.bundle import load_bundle, replace_directory, save_bundle, words_learnt
+from ar_t2i.bundles import load_bundle, replace_directory, save_bundle, words_learnt
 from ar_t2i.hub.names import resolve
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.logits import SamplingConfig

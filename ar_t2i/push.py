@@ -1,15 +1,18 @@
 """`ar-t2i push`: a folder to the Hub."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from ar_t2i.data.push import check_licence, plan_dataset, push_dataset
 from ar_t2i.hub.cards import published_card
-from ar_t2i.hub.dataset import push_dataset
 from ar_t2i.hub.names import BUNDLE_FILES, CHECKPOINT_FILES, CHECKPOINTS, DATASET_FILES, allowed, split_id
 from ar_t2i.hub.remote import Remote, RepoType, without_tokens
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +78,15 @@ def push(config: PushConfig) -> str:
     links = {"license": config.license, "datasets": config.dataset, "base_model": config.base_model}
     remote = Remote(repo_id, kind.repo_type, revision)
     message = config.message or f"{kind.name} by ar_t2i"
-    where = f"checkpoints/{folder.name}/" if kind.name == "checkpoint" else ""
-    content: dict[str, Path | bytes] = {where + path: source for path, source in files.items()}
-    if not where:
-        text = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else ""
-        content["README.md"] = published_card(text, repo_id, kind.name, links).encode()
+    content = {} if kind.name == "dataset" else _content(folder, kind, files, repo_id, links)
     if config.dry_run:
-        _tell(remote, content)
+        there = remote.files() if remote.exists() else {}
+        for state, size, path in plan_dataset(folder, there) if kind.name == "dataset" else _plan(there, content):
+            print(f"{state:8}{size:>14,}  {path}")
+        print(f"nothing was sent to {remote}: this was a dry run")
         return ""
+    if kind.name == "dataset":
+        check_licence(folder, links)
     remote.create(config.private)
     address = remote.open_pull_request(message) if config.pull_request else ""
     if kind.name == "dataset":
@@ -133,14 +137,21 @@ def collect(folder: Path, kind: Kind) -> dict[str, Path]:
     return files
 
 
-def _tell(remote: Remote, content: Mapping[str, Path | bytes]) -> None:
-    """Print what a push would send."""
+def _content(
+    folder: Path, kind: Kind, files: Mapping[str, Path], repo_id: str, links: Mapping[str, str]
+) -> dict[str, Path | bytes]:
+    """What goes up, by its path there; with the card as it stands on the Hub."""
+    if kind.name == "checkpoint":
+        return {f"checkpoints/{folder.name}/{path}": source for path, source in files.items()}
+    text = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else ""
+    return {**files, "README.md": published_card(text, repo_id, kind.name, links).encode()}
+
+
+def _plan(there: Mapping[str, "RepoFile"], content: Mapping[str, Path | bytes]) -> Iterator[tuple[str, int, str]]:
+    """State, size and path of each file that a push would send or pass over."""
     from huggingface_hub import CommitOperationAdd
 
-    there = remote.files() if remote.exists() else {}
-    additions = {path: CommitOperationAdd(path, source) for path, source in content.items()}
-    for path, addition in additions.items():
-        known = there.get(path)
-        state = "new" if known is None else "same" if remote.holds(known, addition) else "changed"
-        print(f"{state:8}{addition.upload_info.size:>14,}  {path}")
-    print(f"nothing was sent to {remote}: this was a dry run")
+    for path, source in content.items():
+        addition, known = CommitOperationAdd(path, source), there.get(path)
+        state = "new" if known is None else "same" if Remote.holds(known, addition) else "changed"
+        yield state, addition.upload_info.size, path

@@ -150,9 +150,7 @@ def push_dataset(folder: Path, remote: Remote, links: Mapping[str, str], message
     """
     shards = list(finished_shards(folder))
     facts = (folder / "manifest.json").read_bytes()
-    text = (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
-    if not links.get("license") and not read_card(text)[0].get("license"):
-        raise ValueError("the card names no licence: give --license, such as cc-by-4.0, or write `license:` into it")
+    text = _local_card(folder)
     page = _Page(remote, text, links)
     page.check_same_dataset(json.loads(facts), shards)
     for place, shard in enumerate(shards, 1):
@@ -168,6 +166,26 @@ def push_dataset(folder: Path, remote: Remote, links: Mapping[str, str], message
             _free(folder, shard, remote)
         print(f"{shard.path}: {place} of {len(shards)} shards are there", flush=True)
     return remote.push({}, f"{message}: card", amend=partial(page.card, {}))
+
+
+def check_licence(folder: Path, links: Mapping[str, str]) -> None:
+    """Raise ValueError where neither the card nor `links` name a licence."""
+    if not links.get("license") and not read_card(_local_card(folder))[0].get("license"):
+        raise ValueError("the card names no licence: give --license, such as cc-by-4.0, or write `license:` into it")
+
+
+def plan_dataset(folder: Path, there: Mapping[str, "RepoFile"]) -> Iterator[tuple[str, int, str]]:
+    """State, bytes and path of each file that a push would send; a shard of several parts is about so large."""
+    for shard in finished_shards(folder):
+        state = "new" if shard.path not in there else "there"
+        yield state, sum(record.bytes for record in shard.records), shard.path
+        yield state, sum(len(json.dumps(asdict(record))) for record in shard.records), shard.record_path
+    for name in ("manifest.json", "README.md"):
+        yield "new" if name not in there else "renewed", (folder / name).stat().st_size, name
+
+
+def _local_card(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
 
 
 def finished_shards(folder: Path) -> Iterator[Shard]:
