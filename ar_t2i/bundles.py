@@ -116,27 +116,33 @@ def save_bundle(
     return replace_directory(Path(directory), write)
 
 
-def load_bundle(name: str | Path) -> Bundle:
-    """Load a bundle from a folder or a Hub id, in float32 on the CPU.
+def load_bundle(name: str | Path, image_tokenizer: str | Path = "") -> Bundle:
+    """Load a bundle, in float32 on the CPU.
+
+    Args:
+        name: a folder or a Hub id: a bundle; or, with `image_tokenizer`, any checkpoint of transformers over a joint
+            vocabulary.
+        image_tokenizer: a folder or Hub id in place of the bundle's own.
 
     Raises:
         ValueError: something is missing, or the parts do not belong together; the message says which.
     """
     folder = resolve(name)
-    facts = _read_manifest(folder)
+    bare = bool(image_tokenizer) and not (folder / MANIFEST).exists()
+    facts = {} if bare else _read_manifest(folder)
     vocabulary = Vocabulary.from_pretrained(folder)
-    image_tokenizer = load_image_tokenizer(_image_tokenizer_folder(folder))
+    painter = load_image_tokenizer(resolve(image_tokenizer) if image_tokenizer else _image_tokenizer_folder(folder))
     decoder = _load_decoder(folder)
     words = read_words(folder / WORDS) if (folder / WORDS).is_file() else None
-    found = {"vocabulary": vocabulary.fingerprint, "image_tokenizer": image_tokenizer.fingerprint}
+    found = {"vocabulary": vocabulary.fingerprint, "image_tokenizer": painter.fingerprint}
     if words is not None:
         found[WORDS] = fingerprint_of_words(words)
     for part, fingerprint in facts.get("fingerprints", {}).items():
         if found.get(part) != fingerprint:
             raise ValueError(f"{folder}: the {part} is not the one this bundle was made with; restore its files")
-    if image_tokenizer.codebook_size > vocabulary.codebook_size:
+    if painter.codebook_size > vocabulary.codebook_size:
         raise ValueError(
-            f"{folder}: the image tokenizer has {image_tokenizer.codebook_size} codes, "
+            f"{folder}: the image tokenizer has {painter.codebook_size} codes, "
             f"the vocabulary {vocabulary.codebook_size}"
         )
     embedded = network_of(decoder).num_ids
@@ -144,7 +150,7 @@ def load_bundle(name: str | Path) -> Bundle:
         raise ValueError(f"{folder}: the model embeds {embedded} ids, the vocabulary has {vocabulary.size}")
     sampling = build(SamplingConfig, facts.get("sampling", {}), f"{MANIFEST}: sampling.")
     verifier = folder / VERIFIER if (folder / VERIFIER).is_dir() else None
-    return Bundle(decoder, vocabulary, image_tokenizer, sampling, words, verifier)
+    return Bundle(decoder, vocabulary, painter, sampling, words, verifier)
 
 
 def words_learnt(start: Path | None, captions: frozenset[str]) -> frozenset[str] | None:

@@ -46,6 +46,8 @@ class InferConfig:
     """Folder for the pictures."""
     bundle: str = ""
     """Bundle, a folder or Hub id (default: the one that comes with the package)."""
+    image_tokenizer: str = ""
+    """Image tokenizer, a folder or Hub id, for a checkpoint that has none of its own (default: the bundle's)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes the best there is."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -75,7 +77,7 @@ def infer(config: InferConfig) -> list[Path]:
     prompts = _prompts(config)
     with clock("load"):
         bundle = config.bundle or shipped_bundle()
-        pipeline = TextToImagePipeline.from_pretrained(bundle)
+        pipeline = TextToImagePipeline.from_pretrained(bundle, image_tokenizer=config.image_tokenizer)
         device = pick_device(config.device)
         pipeline.to(device).to(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
     options = {name: getattr(config, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}

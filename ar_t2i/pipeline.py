@@ -48,13 +48,20 @@ class TextToImagePipeline:
         self.sampling, self.words = bundle.sampling, bundle.words
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> "TextToImagePipeline":
+    def from_pretrained(
+        cls, name: str | Path, revision: str = "", image_tokenizer: str | Path = ""
+    ) -> "TextToImagePipeline":
         """Load a bundle from a folder or a Hub id.
+
+        Args:
+            name: a folder, or owner/name or owner/name@revision on the Hub.
+            revision: another way to give a Hub id's branch, tag or commit.
+            image_tokenizer: a folder or Hub id, for a checkpoint that has none of its own.
 
         Raises:
             ValueError: no bundle there, or one with a part missing.
         """
-        return cls(load_bundle(name))
+        return cls(load_bundle(f"{name}@{revision}" if revision else name, image_tokenizer))
 
     def to(self, *targets: torch.device | str | torch.dtype) -> "TextToImagePipeline":
         """Move to a device and, for the decoder alone, change the dtype."""

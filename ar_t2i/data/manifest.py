@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ar_t2i.data.card import write_card
-from ar_t2i.data.parts import PartRecord, PartWriter, publish, write_atomically
+from ar_t2i.data.parts import PartRecord, PartWriter, arrow_bytes, publish, write_atomically
 from ar_t2i.data.shards import Shard
 
 FORMAT_VERSION = 1
@@ -110,7 +110,7 @@ class TokenizedFolder:
             record = PartRecord(
                 shard=shard.name, source=shard.fingerprint, checksum=shard.checksum(), sha256=sha256, bytes=size,
                 kept=writer.kept, dropped=dict(sorted(writer.dropped.items())), examples=writer.examples,
-                arithmetic=writer.arithmetic,
+                arithmetic=writer.arithmetic, arrow_bytes=arrow_bytes(writer.path),
             )  # fmt: skip
             record.write(self._record_path(path.stem))
             publish(writer.path, path)

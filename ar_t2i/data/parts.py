@@ -58,6 +58,8 @@ class PartRecord:
     """Keys of some of them, by reason."""
     arithmetic: str
     """Device and number format the codes were computed in, such as "cuda bfloat16"."""
+    arrow_bytes: int = 0
+    """Of the rows in memory, as the datasets library counts them; 0 where an older version wrote the part."""
     pushed: str = ""
     """The repository that holds the part, if it was deleted here after it had been pushed."""
 
@@ -133,6 +135,12 @@ class PartWriter:
         self._waiting = {name: rows[ROWS_PER_GROUP:] for name, rows in self._waiting.items()}
         if group["__key__"]:  # the datasets library stumbles over a row group without rows, not over a file without
             self._file.write_table(pa.table(group, schema=SCHEMA))
+
+
+def arrow_bytes(path: Path) -> int:
+    """Bytes of a parquet file's rows in memory, as the datasets library counts them."""
+    with pq.ParquetFile(path) as file:
+        return sum(file.read_row_group(number).nbytes for number in range(file.num_row_groups))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from ar_t2i.data.parts import PartRecord, write_atomically
+from ar_t2i.data.parts import PartRecord, arrow_bytes, write_atomically
 from ar_t2i.hub.cards import LIBRARY, read_card, write_card_text
 from ar_t2i.hub.names import allowed
 from ar_t2i.hub.remote import Remote, file_digest
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 SHARD_BYTES = 300 * 10**6
+SHARDS_AT_ONCE = 4
+"""Shards of one commit, sent side by side; those that are put together from parts need so much room on the disk."""
 BEGIN, END = "<!-- written by ar-t2i push: begin -->", "<!-- written by ar-t2i push: end -->"
 _STEM = re.compile(r"(?P<split>.+)-(?P<number>\d{5,})-of-(?P<total>\d{5,})")
 
@@ -136,7 +138,7 @@ class _Page:
 
 
 def push_dataset(folder: Path, remote: Remote, links: Mapping[str, str], message: str, free: bool) -> str:
-    """Push the finished shards of a tokenized dataset, one commit each, and its card; returns the last commit.
+    """Push the finished shards of a tokenized dataset, some a commit, and its card; returns the last commit.
 
     Args:
         folder: what `ar-t2i preprocess` writes, finished or not.
@@ -153,18 +155,28 @@ def push_dataset(folder: Path, remote: Remote, links: Mapping[str, str], message
     text = _local_card(folder)
     page = _Page(remote, text, links)
     page.check_same_dataset(json.loads(facts), shards)
-    for place, shard in enumerate(shards, 1):
-        if not page.has(shard):
-            with tempfile.TemporaryDirectory(prefix=".shard-", dir=folder) as scratch:
-                _check_parts(shard)
-                path = shard.parts[0] if len(shard.parts) == 1 else _merge(shard, Path(scratch))
-                record = _record(shard, path)
-                content = (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
-                files = {shard.path: path, shard.record_path: content, "manifest.json": facts}
-                remote.push(files, f"{message}: {shard.stem}", amend=partial(page.card, {shard.record_path: record}))
+    missing = [shard for shard in shards if not page.has(shard)]
+    for start in range(0, len(missing), SHARDS_AT_ONCE):
+        with tempfile.TemporaryDirectory(prefix=".shard-", dir=folder) as scratch:
+            files: dict[str, Any] = {"manifest.json": facts}
+            records, digests = {}, {}
+            for shard in missing[start : start + SHARDS_AT_ONCE]:
+                files[shard.path] = path = _file(shard, Path(scratch))
+                records[shard.record_path] = record = _record(shard, path)
+                digests[shard.path] = record["sha256"]
+                files[shard.record_path] = (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+            done = min(start + SHARDS_AT_ONCE, len(missing))
+            remote.push(
+                files, f"{message} ({done} of {len(missing)} shards)",
+                digests=digests, amend=partial(page.card, records),
+            )  # fmt: skip
+        print(f"{remote}: {len(shards) - len(missing) + done} of {len(shards)} shards are there", flush=True)
         if free:
+            for shard in missing[start:done]:
+                _free(folder, shard, remote)
+    if free:
+        for shard in shards:
             _free(folder, shard, remote)
-        print(f"{shard.path}: {place} of {len(shards)} shards are there", flush=True)
     return remote.push({}, f"{message}: card", amend=partial(page.card, {}))
 
 
@@ -176,7 +188,7 @@ def check_licence(folder: Path, links: Mapping[str, str]) -> None:
 
 def plan_dataset(folder: Path, there: Mapping[str, "RepoFile"]) -> Iterator[tuple[str, int, str]]:
     """State, bytes and path of each file that a push would send; a shard of several parts is about so large."""
-    for shard in finished_shards(folder):
+    for shard in finished_shards(folder, settle=False):
         state = "new" if shard.path not in there else "there"
         yield state, sum(record.bytes for record in shard.records), shard.path
         yield state, sum(len(json.dumps(asdict(record))) for record in shard.records), shard.record_path
@@ -188,8 +200,12 @@ def _local_card(folder: Path) -> str:
     return (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
 
 
-def finished_shards(folder: Path) -> Iterator[Shard]:
+def finished_shards(folder: Path, settle: bool = True) -> Iterator[Shard]:
     """The shards whose parts are all finished, split by split; those of unfinished parts are passed over.
+
+    Args:
+        folder: the dataset.
+        settle: write down how many parts make a shard, so that later pushes cut in the same places.
 
     Raises:
         ValueError: no part is finished.
@@ -204,7 +220,7 @@ def finished_shards(folder: Path) -> Iterator[Shard]:
             totals[match["split"]] = int(match["total"])
     if not records:
         raise ValueError(f"{folder} has no finished part yet: nothing to push")
-    size = _parts_per_shard(folder, [record for parts in records.values() for _, record in parts.values()])
+    size = _parts_per_shard(folder, [record for parts in records.values() for _, record in parts.values()], settle)
     for split, parts in records.items():
         for start in range(0, totals[split], size):
             numbers = range(start, min(start + size, totals[split]))
@@ -253,15 +269,15 @@ def describe_dataset(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
-def _parts_per_shard(folder: Path, records: Sequence[PartRecord]) -> int:
-    """How many parts make a shard: told once, so that later pushes cut in the same places."""
+def _parts_per_shard(folder: Path, records: Sequence[PartRecord], settle: bool) -> int:
     path = folder / "manifest" / "shards.json"
     try:
         return max(1, int(json.loads(path.read_text(encoding="utf-8"))["parts_per_shard"]))
     except (OSError, ValueError, KeyError, TypeError):
         mean = sum(record.bytes for record in records) / len(records)
         size = max(1, round(SHARD_BYTES / max(mean, 1)))
-        write_atomically(path, json.dumps({"parts_per_shard": size}) + "\n")
+        if settle:
+            write_atomically(path, json.dumps({"parts_per_shard": size}) + "\n")
         return size
 
 
@@ -276,26 +292,25 @@ def _merge(shard: Shard, scratch: Path) -> Path:
     return path
 
 
-def _check_parts(shard: Shard) -> None:
+def _file(shard: Shard, scratch: Path) -> Path:
+    """The shard as one file: its only part, or all of them put together."""
+    if len(shard.parts) == 1:
+        return shard.parts[0]
     for part, record in zip(shard.parts, shard.records, strict=True):
         if not record.fits(part):
             raise ValueError(f"{part} is damaged: run preprocess again, which makes it anew, then push again")
+    return _merge(shard, scratch)
 
 
 def _record(shard: Shard, path: Path) -> dict[str, Any]:
+    parts = list(zip(shard.parts, shard.records, strict=True))
     return {
         "parts": [asdict(record) for record in shard.records],
         "kept": sum(record.kept for record in shard.records),
         "bytes": path.stat().st_size,
-        "arrow_bytes": arrow_bytes(path),
-        "sha256": file_digest(path, "sha256"),
+        "arrow_bytes": sum(record.arrow_bytes or arrow_bytes(part) for part, record in parts),
+        "sha256": shard.records[0].sha256 if len(parts) == 1 else file_digest(path, "sha256"),
     }
-
-
-def arrow_bytes(path: Path) -> int:
-    """Bytes of a parquet file's rows in memory, as the datasets library counts them."""
-    with pq.ParquetFile(path) as file:
-        return sum(file.read_row_group(number).nbytes for number in range(file.num_row_groups))
 
 
 def _free(folder: Path, shard: Shard, remote: Remote) -> None:

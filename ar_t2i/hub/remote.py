@@ -37,7 +37,7 @@ def bound_waiting() -> None:
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
-    before = _http._GLOBAL_CLIENT_FACTORY
+    before = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
     if before.__name__ == "bounded":
         return
 
@@ -217,6 +217,7 @@ class Remote:
         files: Mapping[str, Path | bytes],
         message: str,
         *,
+        digests: Mapping[str, str] | None = None,
         replaced: Callable[[str], bool] = lambda path: False,
         amend: Callable[[Mapping[str, "RepoFile"]], Mapping[str, bytes]] = lambda remote: {},
     ) -> str:
@@ -227,6 +228,7 @@ class Remote:
         Args:
             files: path in the repository -> file here, or its content.
             message: of the commits.
+            digests: sha256 that some of the files must have; they are read once, on their way.
             replaced: paths there for which this is true are deleted if they are not among `files`.
             amend: given the files there, gives more to write; asked again when another push came in between.
 
@@ -243,13 +245,12 @@ class Remote:
         for start in range(0, max(len(paths), 1), FILES_PER_COMMIT):
             done = min(start + FILES_PER_COMMIT, len(paths))
             part = {path: additions[path] for path in paths[start:done]}
+            send = partial(self._commit, part, digests or {})
             if done < len(paths):
-                attempt = partial(self._commit, part, f"{message} ({done} of {len(paths)} files)")
+                send = partial(send, f"{message} ({done} of {len(paths)} files)")
             else:
-                attempt = partial(
-                    self._commit, part, message, lambda path: replaced(path) and path not in files, amend
-                )
-            self.ask("push to", attempt)
+                send = partial(send, message, lambda path: replaced(path) and path not in files, amend)
+            self.ask("push to", send)
         head = self.head()
         self._compare(additions, head)
         return head
@@ -257,6 +258,7 @@ class Remote:
     def _commit(
         self,
         additions: Mapping[str, "CommitOperationAdd"],
+        digests: Mapping[str, str],
         message: str,
         superfluous: Callable[[str], bool] | None = None,
         amend: Callable[[Mapping[str, "RepoFile"]], Mapping[str, bytes]] | None = None,
@@ -274,9 +276,12 @@ class Remote:
             operations += [CommitOperationDelete(path) for path in there if superfluous(path) and path not in wanted]
         if not operations:
             return
-        for operation in operations:
-            if isinstance(operation, CommitOperationAdd):
-                operation._is_committed = False  # of an attempt that another push undid
+        sent = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+        self.api.preupload_lfs_files(additions=sent, free_memory=False, **where)
+        for addition in sent:
+            digest = digests.get(addition.path_in_repo)
+            if digest is not None and digest != addition.upload_info.sha256.hex():
+                raise ValueError(f"{addition.path_or_fileobj} is damaged: run preprocess again, which makes it anew")
         self.api.create_commit(**where, operations=operations, commit_message=message, parent_commit=head)
 
     def _compare(self, additions: Mapping[str, "CommitOperationAdd"], commit: str) -> None:

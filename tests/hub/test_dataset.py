@@ -143,6 +143,7 @@ def test_two_pushes_at_once_both_end_complete(hub, tokens, monkeypatch):
 def test_an_interrupted_push_is_finished_by_the_next(hub, tokens, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
     folder = tokens()
+    monkeypatch.setattr(dataset, "SHARDS_AT_ONCE", 1)
     hub.fail(method="POST", path="/commit/", nth=3, status=401, times=1)
     with pytest.raises(ValueError, match="401"):
         push(config_of(folder))
