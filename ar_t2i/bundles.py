@@ -12,7 +12,7 @@ README.md                                               model card
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -29,6 +29,7 @@ from ar_t2i.vocabulary import Vocabulary
 from ar_t2i.words import fingerprint_of_words, read_words, write_words
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedModel
 
 FORMAT_VERSION = 1
@@ -80,6 +81,7 @@ def save_bundle(
     *,
     words: Collection[str] | None = None,
     verifier: Path | None = None,
+    pictures: "Mapping[str, Image] | None" = None,
 ) -> Path:
     """Write a bundle; whatever stood in `directory` is replaced in one step, or left as it was.
 
@@ -92,6 +94,7 @@ def save_bundle(
         card: text of README.md.
         words: the words of the captions that the decoder has seen; None writes no words.txt.
         verifier: the folder of a saved verifier, which is copied.
+        pictures: of the card, by file name.
     """
 
     def write(folder: Path) -> None:
@@ -112,6 +115,8 @@ def save_bundle(
         facts = {"format_version": FORMAT_VERSION, "sampling": asdict(sampling), "fingerprints": fingerprints}
         (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
+        for name, picture in (pictures or {}).items():
+            picture.save(folder / name)
 
     return replace_directory(Path(directory), write)
 

@@ -42,7 +42,7 @@ def test_train_from_a_yaml_file(tmp_path, run_options, capsys):
         ("optim.lr_max=1", "unknown option optim.lr_max; did you mean optim.lr?"),
         ("loop.steps=many", "loop.steps='many': expected a whole number"),
         ("data.dataset=/none", "dataset '/none'"),
-        ("vocabulary=/none", "no vocabulary at '/none'"),
+        ("vocabulary=/none", "'/none' is neither a folder here nor an id of the Hub"),
         ("loop.trackers=[abacus]", "loop.trackers: 'abacus' is not known"),
         ("loop.trackers=[tensorboard,clearml]", "loop.trackers: clearml is not installed"),
         ("samples.prompts=[a", "override 'samples.prompts=[a': '[a' is not valid yaml"),

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,9 @@ def fetch(name: str, out: Path, patterns: Sequence[str], repo_type: RepoType) ->
 
     for _ in range(2):
         remote.ask("download", download)
-        damaged = [path for path, file in wanted.items() if not _is_whole(out / path, file)]
+        with ThreadPoolExecutor() as pool:  # a digest leaves the interpreter to the others
+            whole = pool.map(lambda path: _is_whole(out / path, wanted[path]), wanted)
+            damaged = [path for path, good in zip(wanted, whole, strict=True) if not good]
         if not damaged:
             break
         for path in damaged:

@@ -33,6 +33,7 @@ from ar_t2i.model.loss import DecoderWithLoss
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.decoder import check_length
 from ar_t2i.sequence import sequence_length
+from ar_t2i.training.card import run_card
 from ar_t2i.training.checkpoint import check_checkpoint, find_checkpoint, list_checkpoints
 from ar_t2i.training.loop import LoopConfig, make_accelerator, train
 from ar_t2i.training.optim import OptimConfig
@@ -255,14 +256,17 @@ class DecoderTask:
 
     def export(self, trained: nn.Module, step: int) -> None:
         """The bundle, with the averaged weights; pushed with the newest checkpoint where the config asks for it."""
-        card = _CARD.format(
-            name=self.output.name, rows=len(self.rows), dataset=self.config.data.dataset, yaml=to_yaml(self.config)
+        config = self.config
+        card, pictures = run_card(
+            self.output, len(self.rows), config.data.dataset, config.samples.prompts, to_yaml(config)
         )
         samples = self.config.samples.sampling
         if self.config.bundle_dtype == "bf16":
             trained = copy.deepcopy(trained).bfloat16()
         parts = self.vocabulary, self.image_tokenizer
-        bundle = save_bundle(self.output / "bundle", trained, *parts, samples, card, words=self.words)  # type: ignore[arg-type]
+        bundle = save_bundle(
+            self.output / "bundle", trained, *parts, samples, card, words=self.words, pictures=pictures
+        )  # type: ignore[arg-type]
         every, last = self.config.hub.every, self.config.loop.steps
         if self.publisher and every and step % every == 0 and step < last:
             self.publisher.offer(bundle, list_checkpoints(self.output / "checkpoints")[-1])
@@ -343,26 +347,3 @@ def _check_same_tokenizer(dataset: str, image_tokenizer: ImageTokenizer) -> None
             f"the dataset {dataset} was made with another image tokenizer (fingerprint {fingerprint[:12]}, "
             f"this one {image_tokenizer.fingerprint[:12]}): give that one"
         )
-
-
-_CARD = """---
-library_name: transformers
-pipeline_tag: text-to-image
----
-
-# {name}
-
-An autoregressive text-to-image model over 1D image tokens, trained on {rows:,} captioned pictures of `{dataset}`.
-
-```python
-from ar_t2i import TextToImagePipeline
-
-pipe = TextToImagePipeline.from_pretrained("path/to/this/folder")
-pipe("bird on a tree").images[0].save("bird.png")
-```
-
-The configuration of the run:
-
-```yaml
-{yaml}```
-"""

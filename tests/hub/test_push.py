@@ -138,9 +138,10 @@ REQUESTS = [
 ]
 
 
+@pytest.mark.parametrize("what", [{"status": 503}, {"action": "reset"}], ids=["503", "reset"])
 @pytest.mark.parametrize(("method", "path"), REQUESTS)
-def test_a_503_on_any_request_is_got_over(hub, bundle, method, path, monkeypatch):
-    fault = hub.fail(method=method, path=path, status=503, times=2)
+def test_a_fault_on_any_request_is_got_over(hub, bundle, method, path, what):
+    fault = hub.fail(method=method, path=path, times=2, **what)
     push(PushConfig(folder=str(bundle), to="tester/birds"))
     assert fault.hits == 2
     assert commits(hub, "tester/birds") == ["bundle by ar_t2i", "initial commit"]

@@ -72,7 +72,7 @@ def test_resume_refuses_another_run(train_run, run_options):
         train_run()
     with pytest.raises(ValueError, match="seed was 0, now 1"):
         train_run(resume="auto", seed=1)
-    with pytest.raises(ValueError, match="no checkpoint at"):
+    with pytest.raises(ValueError, match="run/nothing' is neither a folder here nor an id"):
         train_run(resume=str(output / "nothing"))
     with pytest.raises(ValueError, match="data was"):
         train_run(resume="auto", data={"limit": 100})
@@ -199,3 +199,16 @@ def test_a_dataset_of_another_image_tokenizer_is_refused(train_run, tokenized, t
     (tmp_path / "other" / "manifest.json").write_text('{"image_tokenizer": {"fingerprint": "0123456789abcdef"}}')
     with pytest.raises(ValueError, match="made with another image tokenizer"):
         train_run(data={"dataset": str(tmp_path / "other")})
+
+
+def test_the_bundles_card_shows_the_run(train_run):
+    bundle = train_run() / "bundle"
+    card = (bundle / "README.md").read_text()
+    assert "![samples](samples.png)" in card and "From top to bottom: a red bird; a blue fish at night." in card
+    measured = [
+        record for record in read_metrics(bundle.parent / "metrics.jsonl") if "validation_image_loss" in record
+    ]
+    assert f"after 8 steps: {measured[-1]['validation_image_loss']:.3f} nats" in card and "steps: 8" in card
+    with Image.open(bundle / "samples.png") as samples, Image.open(bundle / "curves.png") as curves:
+        assert samples.size == (2 * 64 + 4, 2 * 64 + 4) and curves.size == (700, 400)
+        assert len(curves.getcolors(1 << 20)) > 20, "something is drawn"
