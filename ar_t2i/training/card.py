@@ -86,7 +86,7 @@ def draw_curves(records: Sequence[dict[str, Any]]) -> Image.Image:
     axes.legend()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+    return Image.frombuffer("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
 
 
 def _newest_samples(output: Path) -> list[Image.Image]:

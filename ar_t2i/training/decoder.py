@@ -263,10 +263,9 @@ class DecoderTask:
         samples = self.config.samples.sampling
         if self.config.bundle_dtype == "bf16":
             trained = copy.deepcopy(trained).bfloat16()
-        parts = self.vocabulary, self.image_tokenizer
-        bundle = save_bundle(
-            self.output / "bundle", trained, *parts, samples, card, words=self.words, pictures=pictures
-        )  # type: ignore[arg-type]
+        model: Any = trained
+        parts = model, self.vocabulary, self.image_tokenizer, samples, card
+        bundle = save_bundle(self.output / "bundle", *parts, words=self.words, pictures=pictures)
         every, last = self.config.hub.every, self.config.loop.steps
         if self.publisher and every and step % every == 0 and step < last:
             self.publisher.offer(bundle, list_checkpoints(self.output / "checkpoints")[-1])
