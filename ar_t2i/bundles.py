@@ -158,14 +158,16 @@ def load_bundle(name: str | Path, image_tokenizer: str | Path = "") -> Bundle:
     return Bundle(decoder, vocabulary, painter, sampling, words, verifier)
 
 
-def words_learnt(start: Path | None, captions: frozenset[str]) -> frozenset[str] | None:
+def words_learnt(start: Path | None, captions: frozenset[str] | None) -> frozenset[str] | None:
     """The words that a model knows which started as `start` and then saw `captions`; None if that cannot be told.
 
     Args:
         start: the folder of the model that training started from, if any. A bundle without words.txt does not tell
             what it has seen; a language model that is no bundle has seen no caption.
-        captions: the words of the captions of this training.
+        captions: the words of the captions of this training; None if they are not known.
     """
+    if captions is None:
+        return None
     if start is not None and (start / WORDS).is_file():
         return captions | read_words(start / WORDS)
     return None if start is not None and (start / MANIFEST).is_file() else captions

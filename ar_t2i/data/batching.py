@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ar_t2i.data.dataset import TokenizedDataset
+from ar_t2i.data.streamed import StreamedDataset
 
 IGNORED = -100
 """The label of a position without target, as in transformers."""
@@ -38,7 +39,7 @@ class BatchStream(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        dataset: TokenizedDataset,
+        dataset: TokenizedDataset | StreamedDataset,
         batch_size: int,
         accumulation: int = 1,
         rank: int = 0,
@@ -63,7 +64,7 @@ class BatchStream(torch.utils.data.Dataset):
     def rows(self, epoch: int) -> np.ndarray:
         """The rows that this process reads in an epoch, (batches_per_epoch, batch_size), before sorting by length."""
         if epoch != self._epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+            order = self.dataset.order(np.random.default_rng((self.seed, epoch)))
             order = np.resize(order, self.batches_per_epoch * self.world * self.batch_size)
             self._epoch, self._rows = epoch, order.reshape(-1, self.world, self.batch_size)[:, self.rank]
         return self._rows

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ar_t2i.hub.remote import patiently
 from ar_t2i.sequence import sequence_ids, sequence_length
 from ar_t2i.vocabulary import Vocabulary
 from ar_t2i.words import words_of
@@ -112,6 +113,10 @@ class TokenizedDataset:
             words.update(found[start : start + 100_000]["word"])
         return frozenset(words)
 
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows of one epoch, (N,) int64."""
+        return rng.permutation(len(self))
+
     def digest(self) -> str:
         """sha256 hex over the lengths of all rows and the codes of the first thousand: tells datasets apart."""
         first = self.rows.select(range(min(1000, len(self)))).with_format("numpy")["codes"][:]
@@ -127,6 +132,14 @@ class TokenizedDataset:
         return float(-(chances * np.log(chances)).sum())
 
 
+def split_source(source: str) -> tuple[str, str | None]:
+    """A folder, or an id of the Hub, and its revision where `owner/name@revision` says one."""
+    if Path(source).exists():
+        return source, None
+    name, _, revision = source.partition("@")
+    return name, revision or None
+
+
 def load_rows(source: str | Path, split: str, limit: int = 0) -> "datasets.Dataset":
     """One split of a tokenized dataset, as the datasets library loads it.
 
@@ -139,19 +152,14 @@ def load_rows(source: str | Path, split: str, limit: int = 0) -> "datasets.Datas
         ValueError: nothing there, or no such split.
     """
     import datasets
-    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
-    known = (OSError, ValueError, DatasetNotFoundError, DataFilesNotFoundError)
-    try:
+    def load() -> Any:
         if str(source).endswith(".parquet"):
-            rows = datasets.load_dataset("parquet", data_files={split: str(source)}, split=split)
-        else:
-            name, _, revision = str(source).partition("@") if not Path(source).exists() else (str(source), "", "")
-            rows = datasets.load_dataset(name, split=split, revision=revision or None)
-    except known as error:
-        raise ValueError(
-            f"cannot load the split {split!r} of the dataset {str(source)!r}: {' '.join(str(error).split())[:300]}"
-        ) from error
+            return datasets.load_dataset("parquet", data_files={split: str(source)}, split=split)
+        name, revision = split_source(str(source))
+        return datasets.load_dataset(name, split=split, revision=revision)
+
+    rows = patiently(load, f"load the split {split!r} of the dataset {str(source)!r}")
     assert isinstance(rows, datasets.Dataset)
     return rows.select(range(min(limit, len(rows)))) if limit else rows
 
@@ -161,7 +169,7 @@ def _encode(rows: "datasets.Dataset", vocabulary: Vocabulary, num_codes: int) ->
 
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         for index, codes in zip(indices, batch[CODES], strict=True):
-            _check_codes(codes, index, num_codes, vocabulary.codebook_size)
+            check_codes(codes, index, num_codes, vocabulary.codebook_size)
         captions = vocabulary.encode_captions([text or "" for text in batch[TEXT]])
         return {"caption": captions, "codes": batch[CODES], "caption_length": [len(caption) for caption in captions]}
 
@@ -182,7 +190,8 @@ def _encode(rows: "datasets.Dataset", vocabulary: Vocabulary, num_codes: int) ->
     )
 
 
-def _check_codes(codes: Sequence[int], index: int, num_codes: int, codebook_size: int) -> None:
+def check_codes(codes: Sequence[int], index: int, num_codes: int, codebook_size: int) -> None:
+    """Raise ValueError for a row with too few or too many codes, or with one that is out of range."""
     count = 0 if codes is None else len(codes)
     if count != num_codes:
         raise ValueError(f"row {index} has {count} codes, expected {num_codes}; preprocess this shard again")

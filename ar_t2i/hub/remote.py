@@ -80,7 +80,7 @@ def is_momentary(error: BaseException) -> bool:
         return status in _MOMENTARY
     names = {kind.__name__ for kind in type(error).__mro__}
     passing = isinstance(error, (ConnectionError, TimeoutError)) or "TransportError" in names
-    return passing and "OfflineModeIsEnabled" not in names
+    return passing and not _is_offline(error)
 
 
 def explain(error: BaseException) -> str:
@@ -90,7 +90,7 @@ def explain(error: BaseException) -> str:
     status, name = _status(error), type(error).__name__
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full ({error.filename or 'no file named'}): free some space, then run it again"
-    if name == "OfflineModeIsEnabled":
+    if _is_offline(error):
         return "the network is switched off by HF_HUB_OFFLINE: unset it"
     if status == 401 or name == "LocalTokenNotFoundError":
         return "the Hub knows no such token (401): log in with `hf auth login`, or set HF_TOKEN"
@@ -121,6 +121,11 @@ def has_token(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _is_offline(error: BaseException) -> bool:
+    """Whether the user has switched the network off; the datasets library says so in the text alone."""
+    return "OfflineModeIsEnabled" in f"{type(error).__name__} {error}"
 
 
 def _first(error: BaseException) -> BaseException:

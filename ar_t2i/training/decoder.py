@@ -17,6 +17,7 @@ from ar_t2i.bundles import Bundle, save_bundle, words_learnt
 from ar_t2i.config import to_yaml
 from ar_t2i.data.batching import Batch, BatchStream, collate
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
+from ar_t2i.data.streamed import StreamedDataset
 from ar_t2i.hub.names import resolve, resolve_checkpoint
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import (
@@ -59,6 +60,9 @@ class DataConfig:
     """Rows of the validation split that are used."""
     limit: int = 0
     """Train on the first rows only; 0 takes all."""
+    streaming: bool = False
+    """Read the rows to train on as they are needed, from the Hub or from files, and store none of them; each process
+    reads all files. The bundle then does not tell the words it has seen."""
     batch_size: int = 64
     """Rows in a micro-batch of one process."""
     max_caption_length: int = 96
@@ -72,6 +76,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        if self.streaming and self.limit:
+            raise ValueError(f"data.limit={self.limit} with data.streaming: expected one of them")
         for name in ("caption_dropout", "bpe_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: expected 0 to 1")
@@ -146,14 +152,10 @@ class DecoderTask:
         self.image_tokenizer = load_image_tokenizer(resolve(config.image_tokenizer))
         _check_same_tokenizer(config.data.dataset, self.image_tokenizer)
         with accelerator.main_process_first():
-            self.rows = self._dataset(config.data.train_split, config.data.limit, dropout=True)
-            words = self.rows.words()
+            self.rows = self._streamed() if config.data.streaming else self._dataset(config.data.train_split, True)
+            words = self.rows.words() if isinstance(self.rows, TokenizedDataset) else None
             has_validation = bool(config.data.validation_split)
-            self.validation = (
-                self._dataset(config.data.validation_split, config.data.validation_rows, dropout=False)
-                if has_validation
-                else None
-            )
+            self.validation = self._dataset(config.data.validation_split, False) if has_validation else None
         if self.rows.truncated:
             cut, longest = f"{self.rows.truncated:,} of {len(self.rows):,}", config.data.max_caption_length
             accelerator.print(f"{cut} captions are cut to {longest} ids")
@@ -185,17 +187,24 @@ class DecoderTask:
             "dropouts": f"{config.data.caption_dropout} {config.data.bpe_dropout} {config.model.dropout}",
         }  # fmt: skip
 
-    def _dataset(self, split: str, limit: int, dropout: bool) -> TokenizedDataset:
+    def _dataset(self, split: str, training: bool) -> TokenizedDataset:
+        limit = self.config.data.limit if training else self.config.data.validation_rows
+        rows = load_rows(self.config.data.dataset, split, limit)
+        return TokenizedDataset(rows, self.vocabulary, **self._options(training))
+
+    def _streamed(self) -> StreamedDataset:
         data = self.config.data
-        return TokenizedDataset(
-            load_rows(data.dataset, split, limit),
-            self.vocabulary,
-            max_caption_length=data.max_caption_length,
-            num_codes=self.image_tokenizer.num_codes,
-            caption_dropout=data.caption_dropout if dropout else 0.0,
-            bpe_dropout=data.bpe_dropout if dropout else 0.0,
-            seed=self.config.seed,
-        )
+        return StreamedDataset(data.dataset, data.train_split, self.vocabulary, **self._options(True))
+
+    def _options(self, training: bool) -> dict[str, Any]:
+        data = self.config.data
+        return {
+            "max_caption_length": data.max_caption_length,
+            "num_codes": self.image_tokenizer.num_codes,
+            "caption_dropout": data.caption_dropout if training else 0.0,
+            "bpe_dropout": data.bpe_dropout if training else 0.0,
+            "seed": self.config.seed,
+        }
 
     def read(self, start: int, stop: int) -> Iterator[Batch]:
         """Micro-batches start .. stop - 1 of this process."""

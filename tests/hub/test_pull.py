@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from ar_t2i.bundles import load_bundle
+from ar_t2i.hub import remote
 from ar_t2i.hub.names import resolve, split_id
 from ar_t2i.hub.pull import PullConfig, pull
 
@@ -119,3 +120,11 @@ def test_names_and_revisions():
 def test_what_is_not_there_is_told(hub):
     with pytest.raises(ValueError, match=r"no such repository \(404\)"):
         load_bundle("tester/nothing")
+
+
+def test_a_network_that_is_switched_off_is_told_at_once(monkeypatch):
+    from ar_t2i.data.dataset import load_rows
+
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: pytest.fail("there is nothing to wait for"))
+    with pytest.raises(ValueError, match="the network is switched off by HF_HUB_OFFLINE: unset it"):
+        load_rows("tester/nothing", "train")

@@ -1,0 +1,172 @@
+"""A tokenized dataset that is never stored here: its row groups are read from where they lie as they are needed.
+
+The order of an epoch keeps what is read together together: row groups are shuffled, then the rows of some of them at a
+time, about `WINDOW_ROWS`. It is a function of seed and epoch, so a resumed run goes on exactly where it stopped.
+"""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ar_t2i.data.dataset import CODES, TEXT, check_codes, split_source
+from ar_t2i.hub.remote import patiently
+from ar_t2i.sequence import sequence_ids
+from ar_t2i.vocabulary import Vocabulary
+
+WINDOW_ROWS = 50_000
+"""Rows that are shuffled together, and about as many are held in memory."""
+
+
+class _Group(NamedTuple):
+    """A row group: some MB of one file."""
+
+    url: str
+    number: int
+    """Within the file."""
+    rows: int
+
+
+class StreamedDataset:
+    """Rows as sequences of ids, as `TokenizedDataset` has them, without a copy on the disk.
+
+    Attributes:
+        num_codes: codes of a picture, T.
+        truncated: always 0: captions that are cut are not counted ahead.
+    """
+
+    truncated = 0
+
+    def __init__(
+        self,
+        source: str,
+        split: str,
+        vocabulary: Vocabulary,
+        *,
+        max_caption_length: int,
+        num_codes: int,
+        caption_dropout: float = 0.0,
+        bpe_dropout: float = 0.0,
+        seed: int = 0,
+    ):
+        """Read the footers of all files of the split; for the arguments see `load_rows` and `TokenizedDataset`.
+
+        Raises:
+            ValueError: nothing there, no such split, no rows, missing columns.
+        """
+        self.vocabulary, self.num_codes, self.seed = vocabulary, num_codes, seed
+        self.max_caption_length = max_caption_length
+        self.caption_dropout, self.bpe_dropout = caption_dropout, bpe_dropout
+        self._files: dict[str, Any] = {}
+        self._process = os.getpid()
+        self._held: OrderedDict[int, tuple[np.ndarray, Sequence[str]]] = OrderedDict()
+        self.groups = [group for url in _urls(source, split) for group in self._footer(url)]
+        self.starts = np.concatenate([[0], np.cumsum([group.rows for group in self.groups])])
+        if len(self) == 0:
+            raise ValueError(f"the split {split!r} of the dataset {source!r} has no rows")
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self.starts[-1])
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows of one epoch, (N,) int64: those that are read together stand near each other."""
+        parts, window, held = [], [], 0
+        for number in rng.permutation(len(self.groups)).tolist():
+            window.append(np.arange(int(self.starts[number]), int(self.starts[number + 1])))
+            held += len(window[-1])
+            if held >= WINDOW_ROWS:
+                parts.append(rng.permutation(np.concatenate(window)))
+                window, held = [], 0
+        if window:
+            parts.append(rng.permutation(np.concatenate(window)))
+        return np.concatenate(parts)
+
+    def sequence(self, index: int, epoch: int = 0) -> np.ndarray:
+        """The ids of row `index` in epoch `epoch`, int64; the same as those of `TokenizedDataset`."""
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        codes, texts = self._rows(number)
+        row = index - int(self.starts[number])
+        text, rng = texts[row] or "", np.random.default_rng((self.seed, epoch, index))
+        caption: Sequence[int] = ()
+        dropouts = self.caption_dropout or self.bpe_dropout
+        if not dropouts or rng.random() >= self.caption_dropout:
+            if self.bpe_dropout:
+                caption = self.vocabulary.encode_caption_with_dropout(text, self.bpe_dropout, rng)
+            else:
+                (caption,) = self.vocabulary.encode_captions([text])
+        return sequence_ids(self.vocabulary, caption[: self.max_caption_length], codes[row])
+
+    def digest(self) -> str:
+        """sha256 hex over the files and their row groups; the commit stands in the name of a file on the Hub."""
+        lines = "".join(f"{group.url} {group.number} {group.rows}\n" for group in self.groups)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def code_entropy(self) -> float:
+        """Entropy in nats of the codes' frequencies in the first row group."""
+        counts = np.bincount(self._rows(0)[0].flatten(), minlength=self.vocabulary.codebook_size)
+        chances = counts[counts > 0] / counts.sum()
+        return float(-(chances * np.log(chances)).sum())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files and rows stay in their process."""
+        return {**self.__dict__, "_files": {}, "_held": OrderedDict()}
+
+    def _rows(self, number: int) -> tuple[np.ndarray, Sequence[str]]:
+        """Codes (N, T) and captions of a row group, which is held while there is room."""
+        if number not in self._held:
+            group = self.groups[number]
+            while self._held and sum(len(texts) for _, texts in self._held.values()) + group.rows > 2 * WINDOW_ROWS:
+                self._held.popitem(last=False)
+            self._held[number] = self._read(group, int(self.starts[number]))
+        self._held.move_to_end(number)
+        return self._held[number]
+
+    def _read(self, group: _Group, start: int) -> tuple[np.ndarray, Sequence[str]]:
+        def read() -> Any:
+            try:
+                return self._open(group.url).read_row_group(group.number, columns=[CODES, TEXT])
+            except Exception:
+                self._files.pop(group.url, None)  # a connection that broke is not used again
+                raise
+
+        table = patiently(read, f"read {group.url}")
+        rows = table[CODES].to_pylist()
+        for number, codes in enumerate(rows):
+            check_codes(codes, start + number, self.num_codes, self.vocabulary.codebook_size)
+        return np.array(rows, dtype=np.int64), table[TEXT].to_pylist()
+
+    def _footer(self, url: str) -> list[_Group]:
+        footer = patiently(lambda: self._open(url), f"read {url}")
+        if missing := {CODES, TEXT} - set(footer.schema_arrow.names):
+            raise ValueError(f"{url} lacks the columns {sorted(missing)}; it has {footer.schema_arrow.names}")
+        counts = [footer.metadata.row_group(number).num_rows for number in range(footer.num_row_groups)]
+        return [_Group(url, number, count) for number, count in enumerate(counts)]
+
+    def _open(self, url: str) -> Any:
+        import fsspec
+        import pyarrow.parquet as pq
+
+        if self._process != os.getpid():  # a worker that was forked must not share connections
+            self._files, self._process = {}, os.getpid()
+        if url not in self._files:
+            file: Any = fsspec.open(url, "rb")
+            self._files[url] = pq.ParquetFile(file.open(), pre_buffer=True)
+        return self._files[url]
+
+
+def _urls(source: str, split: str) -> list[str]:
+    """The parquet files of a split, with the commit in the names of those on the Hub."""
+    import datasets
+
+    if source.endswith(".parquet"):
+        return [source]
+    name, revision = split_source(source)
+    builder = patiently(lambda: datasets.load_dataset_builder(name, revision=revision), f"find the dataset {source!r}")
+    files = builder.config.data_files
+    if not files or split not in files:
+        raise ValueError(f"the dataset {source!r} has no split {split!r}; it has {', '.join(map(str, files or {}))}")
+    return [str(url) for url in files[split]]
