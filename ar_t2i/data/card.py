@@ -7,17 +7,13 @@ has a description that changes with the parts; without it people would go on wit
 
 import hashlib
 import json
-import re
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ar_t2i.data.parts import PartRecord, write_atomically
+from ar_t2i.hub.cards import read_card, write_card_text
 
 BEGIN, END = "<!-- written by ar-t2i preprocess: begin -->", "<!-- written by ar-t2i preprocess: end -->"
 
-_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _NEW_TEXT = """
 # Captioned pictures as tokens
 
@@ -66,7 +62,7 @@ def write_card(out: Path) -> None:
     description = f"parts {hashlib.sha256(checksums.encode()).hexdigest()[:16]}"
     default = {"config_name": "default", "description": description, "data_files": files}
     if path.exists():
-        header, body = _read(path)
+        header, body = read_card(path.read_text(encoding="utf-8"), str(path))
         others = [entry for entry in header.get("configs") or [] if entry.get("config_name", "default") != "default"]
         header["configs"] = [default, *others]
         start, end = body.find(BEGIN), body.find(END)
@@ -75,22 +71,7 @@ def write_card(out: Path) -> None:
     else:
         header = {"task_categories": ["text-to-image"], "tags": ["ar_t2i"], "configs": [default]}
         body = _NEW_TEXT.format(marked=marked)
-    front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
-    write_atomically(path, f"---\n{front}---\n{body}")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], str]:
-    text = path.read_text(encoding="utf-8")
-    match = _FRONT.match(text)
-    if match is None:
-        return {}, text
-    try:
-        header = yaml.safe_load(match[1]) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"the yaml of {path} cannot be read: {' '.join(str(error).split())}; mend it") from error
-    if not isinstance(header, dict):
-        raise ValueError(f"the yaml of {path} is no mapping; mend it")
-    return header, text[match.end() :]
+    write_atomically(path, write_card_text(header, body))
 
 
 def _records(out: Path) -> dict[str, PartRecord]:

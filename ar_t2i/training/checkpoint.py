@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ar_t2i.bundles import replace_directory
+from ar_t2i.hub.names import resolve_checkpoint
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,25 @@ def save_checkpoint(
     return path
 
 
-def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that `resume` means: "" none, "auto" the newest in `folder` if there is any, else that folder.
+def find_checkpoint(output: Path, resume: str) -> Path | None:
+    """The checkpoint that a run goes on from.
+
+    Args:
+        output: folder of the run.
+        resume: "" starts anew, "auto" takes the newest checkpoint in `output` if there is any, else a checkpoint's
+            folder, or an id of the Hub, whose newest one is downloaded.
 
     Raises:
-        ValueError: a checkpoint of `folder` that is not its newest.
+        ValueError: a new run where there is one already, a checkpoint of `output` that is not its newest, or none.
     """
-    own = list_checkpoints(folder)
+    if not resume and (output / "metrics.jsonl").exists():
+        raise ValueError(f"output={str(output)!r} holds a run already: pass --resume to go on, or give another output")
+    own = list_checkpoints(output / "checkpoints")
     if resume == "auto":
         return own[-1] if own else None
     if not resume:
         return None
-    path = Path(resume)
+    path = resolve_checkpoint(resume)
     if path.resolve() in [old.resolve() for old in own[:-1]]:
         raise ValueError(f"{path} has a newer one beside it, {own[-1].name}: delete that, or give another output")
     return path

@@ -18,7 +18,7 @@ from ar_t2i.config import to_yaml
 from ar_t2i.data.batching import Batch, BatchStream, collate
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
 from ar_t2i.data.streamed import StreamedDataset
-from ar_t2i.hub.names import resolve, resolve_checkpoint
+from ar_t2i.hub.names import resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import (
     ModelConfig,
@@ -305,21 +305,14 @@ def train_decoder(config: TrainConfig, resume: str = "") -> Path:
 
     Args:
         config: the run.
-        resume: "" starts anew, "auto" goes on from the newest checkpoint in `config.output`, else a checkpoint's
-            folder, or an id of the Hub, whose newest one is taken.
+        resume: as `find_checkpoint` takes it.
 
     Raises:
         ValueError: something in the config, the data or the checkpoint does not fit; nothing has been written then.
     """
     output = Path(config.output)
-    if not resume and (output / "metrics.jsonl").exists():
-        raise ValueError(
-            f"output={config.output!r} holds a run already: pass --resume to go on, or give another output"
-        )
+    checkpoint = find_checkpoint(output, resume)
     accelerator = make_accelerator(config.loop, output)
-    if resume not in ("", "auto"):
-        resume = str(resolve_checkpoint(resume))
-    checkpoint = find_checkpoint(output / "checkpoints", resume)
     task = DecoderTask(config, accelerator)
     if checkpoint is not None:
         check_checkpoint(checkpoint, task.facts)

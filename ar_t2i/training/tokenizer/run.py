@@ -183,19 +183,14 @@ def run(config: Config, recipe: str, make: Callable[[Config, Accelerator], Token
         config: the options.
         recipe: its name, which goes into config.yaml.
         make: makes its task.
-        resume: "" starts anew, "auto" goes on from the newest checkpoint in `config.output`, else a checkpoint's
-            folder.
+        resume: as `find_checkpoint` takes it.
 
     Raises:
         ValueError: something in the config, the data or the checkpoint does not fit; nothing has been written then.
     """
     output = Path(config.output)
-    if not resume and (output / "metrics.jsonl").exists():
-        raise ValueError(
-            f"output={config.output!r} holds a run already: pass --resume to go on, or give another output"
-        )
+    checkpoint = find_checkpoint(output, resume)
     accelerator = make_accelerator(config.loop, output)
-    checkpoint = find_checkpoint(output / "checkpoints", resume)
     task = make(config, accelerator)
     if checkpoint is not None:
         check_checkpoint(checkpoint, task.facts)
