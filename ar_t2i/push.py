@@ -1,12 +1,14 @@
 """`ar-t2i push`: a folder to the Hub."""
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ar_t2i.data.push import check_licence, plan_dataset, push_dataset
+from ar_t2i.data.manifest import is_being_written
+from ar_t2i.data.push import check_licence, has_finished_part, plan_dataset, push_dataset
 from ar_t2i.hub.cards import published_card
 from ar_t2i.hub.names import BUNDLE_FILES, CHECKPOINT_FILES, CHECKPOINTS, DATASET_FILES, allowed, split_id
 from ar_t2i.hub.remote import Remote, RepoType, without_tokens
@@ -39,6 +41,8 @@ class PushConfig:
     """Message of the commit."""
     free: bool = False
     """Of a dataset, delete here what is there; preprocess counts it as finished, so a dataset can outgrow the disk."""
+    follow: bool = False
+    """Of a dataset that is being made, push what becomes finished until preprocess ends."""
     dry_run: bool = False
     """Say what would be sent, and send nothing."""
 
@@ -62,6 +66,8 @@ KINDS = (
     ),
     Kind("vocabulary", "tokenizer.json", BUNDLE_FILES, "model"),
 )
+FOLLOW_PAUSE = 10.0
+"""Seconds between looks at a dataset that is being made."""
 TEXTS = (".json", ".jsonl", ".md", ".txt", ".yaml")
 
 
@@ -74,6 +80,7 @@ def push(config: PushConfig) -> str:
     repo_id, revision = split_id(config.to)
     folder = Path(config.folder)
     kind = kind_of(folder)
+    _check_options(config, kind)
     files = collect(folder, kind)
     links = {"license": config.license, "datasets": config.dataset, "base_model": config.base_model}
     remote = Remote(repo_id, kind.repo_type, revision)
@@ -86,11 +93,11 @@ def push(config: PushConfig) -> str:
         print(f"nothing was sent to {remote}: this was a dry run")
         return ""
     if kind.name == "dataset":
-        check_licence(folder, links)
+        check_licence(folder, config.license)
     remote.create(config.private)
     address = remote.open_pull_request(message) if config.pull_request else ""
     if kind.name == "dataset":
-        commit = push_dataset(folder, remote, links, message, config.free)
+        commit = _push_dataset(folder, remote, config, message)
     else:
         own = {"bundle": BUNDLE_FILES, "checkpoint": CHECKPOINTS}.get(kind.name, ())
         commit = remote.push(content, message, replaced=lambda path: allowed(path, own))
@@ -100,6 +107,17 @@ def push(config: PushConfig) -> str:
         remote.tag(config.tag)
     print(f"{remote}: all files are there, compared with their checksums, commit {commit[:8]}  {address}".rstrip())
     return commit
+
+
+def _push_dataset(folder: Path, remote: Remote, config: PushConfig, message: str) -> str:
+    """Push once, or again and again until preprocess has ended."""
+    while True:
+        goes_on = config.follow and is_being_written(folder)
+        if not goes_on or has_finished_part(folder):
+            commit = push_dataset(folder, remote, config.license, message, config.free)
+            if not goes_on:
+                return commit
+        time.sleep(FOLLOW_PAUSE)
 
 
 def kind_of(folder: Path) -> Kind:
@@ -114,6 +132,14 @@ def kind_of(folder: Path) -> Kind:
         if next(folder.glob(kind.marker), None):
             return kind
     raise ValueError(f"{str(folder)!r} is none of {', '.join(kind.name for kind in KINDS)}: nothing was pushed")
+
+
+def _check_options(config: PushConfig, kind: Kind) -> None:
+    """Raise ValueError for an option that this kind has no use for."""
+    wrong = ("dataset", "base_model") if kind.name == "dataset" else ("free", "follow")
+    given = [f"--{name.replace('_', '-')}" for name in wrong if getattr(config, name)]
+    if given:
+        raise ValueError(f"{given[0]} has no meaning for a {kind.name}: leave it out")
 
 
 def collect(folder: Path, kind: Kind) -> dict[str, Path]:

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,25 @@ def own_cache(tmp_path_factory, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Make a disk of so many bytes: its folder; a test that wants it is skipped where mounting is not allowed."""
+    made = []
+
+    def make(size: int) -> Path:
+        folder = tmp_path / f"disk-{len(made)}"
+        folder.mkdir()
+        line = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(line, capture_output=True, check=False).returncode:
+            pytest.skip("no file system can be mounted here")
+        made.append(folder)
+        return folder
+
+    yield make
+    for folder in made:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -6,24 +6,29 @@ has a description that changes with the parts; without it people would go on wit
 """
 
 import hashlib
+import html
 import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ar_t2i.data.parts import PartRecord, write_atomically
+from ar_t2i.data.preview import PREVIEW, read_captions
 from ar_t2i.hub.cards import read_card, write_card_text
 
-BEGIN, END = "<!-- written by ar-t2i preprocess: begin -->", "<!-- written by ar-t2i preprocess: end -->"
-
-_NEW_TEXT = """
+BEGIN, END = "<!-- written by ar-t2i: begin -->", "<!-- written by ar-t2i: end -->"
+HEADER = {"task_categories": ["text-to-image"], "tags": ["ar_t2i"]}
+"""What the yaml of a new card says."""
+TEMPLATE = """
 # Captioned pictures as tokens
 
 What the pictures are, where they come from and under which licence they may be used: please fill in, here and as
 `license:` in the yaml above.
-
-{marked}
 """
+"""The text of a new card, above the marked part."""
 _MARKED = """{begin}
-| split | rows | dropped | parts | MB |
+| split | rows | dropped | files | MB |
 |---|---|---|---|---|
 {table}
 
@@ -36,10 +41,26 @@ A row is a captioned picture of {image_size}x{image_size} pixels as {num_codes} 
 | `text_tokens` | ids of the caption |
 | `text` | the caption |
 | `data` | both as one sequence of tokens |
+{preview}
+## How it was made
 
-Image tokenizer `{image_tokenizer}`, vocabulary `{vocabulary}` (sha256), crop rule `{crop}`.
-`manifest/` tells for each part its source, its checksum and what was dropped and why.
+By `ar-t2i preprocess` ({versions}) from {sources}.
+
+- Pictures: shorter edge to {image_size} pixels, bicubic, crop rule `{crop}`; the image tokenizer's fingerprint is
+  `{image_tokenizer}`.
+- Captions: the joint vocabulary's fingerprint is `{vocabulary}`.
+- Left out: pictures of more than {max_pixels:,} pixels, with an edge under {min_edge} or longer than {max_aspect:g}
+  times the shorter; captions of more than {max_caption_chars:,} characters; what could not be read.
+
+`manifest/` tells for each part its source, its checksum, and what was dropped and why.
 {end}"""
+_PREVIEW = """
+Some of its rows, decoded from their codes:
+
+![rows, decoded from their codes]({name})
+
+{captions}
+"""
 
 
 def write_card(out: Path) -> None:
@@ -51,27 +72,77 @@ def write_card(out: Path) -> None:
     records = _records(out)
     if not records:
         return
-    splits = _splits(records)
-    path = out / "README.md"
+    path, preview = out / "README.md", out / PREVIEW
+    by_split: dict[str, list[PartRecord]] = {}
+    for stem, record in records.items():
+        by_split.setdefault(split_of(stem), []).append(record)
+    files = {split: len(parts) for split, parts in by_split.items()}
     facts = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    rows = [" | ".join([name, *(f"{number:,}" for number in totals)]) for name, totals in splits.items()]
-    table = "\n".join(f"| {row} |" for row in rows)
-    marked = _MARKED.format(begin=BEGIN, end=END, table=table, last_code=facts["codebook_size"] - 1, **facts)
-    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
+    marked = describe(facts, by_split, files, read_captions(preview.read_bytes()) if preview.is_file() else ())
+    data_files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in in_order(by_split)]
     checksums = "".join(f"{stem} {record.sha256}\n" for stem, record in records.items())
     description = f"parts {hashlib.sha256(checksums.encode()).hexdigest()[:16]}"
-    default = {"config_name": "default", "description": description, "data_files": files}
+    default = {"config_name": "default", "description": description, "data_files": data_files}
     if path.exists():
         header, body = read_card(path.read_text(encoding="utf-8"), str(path))
         others = [entry for entry in header.get("configs") or [] if entry.get("config_name", "default") != "default"]
         header["configs"] = [default, *others]
-        start, end = body.find(BEGIN), body.find(END)
-        found = 0 <= start < end
-        body = body[:start] + marked + body[end + len(END) :] if found else f"{body.rstrip()}\n\n{marked}\n"
     else:
-        header = {"task_categories": ["text-to-image"], "tags": ["ar_t2i"], "configs": [default]}
-        body = _NEW_TEXT.format(marked=marked)
-    write_atomically(path, write_card_text(header, body))
+        header, body = {**HEADER, "configs": [default]}, TEMPLATE
+    write_atomically(path, write_card_text(header, with_marked(body, marked)))
+
+
+def describe(
+    facts: Mapping[str, Any],
+    records: Mapping[str, Sequence[PartRecord]],
+    files: Mapping[str, int],
+    captions: Sequence[str],
+) -> str:
+    """The marked part of a card: splits, columns, some rows, how it was made.
+
+    Args:
+        facts: the content of manifest.json.
+        records: of all parts, by split.
+        files: how many each split is stored in.
+        captions: of the picture of some rows; none leaves it out.
+    """
+    lines = []
+    for split in in_order(records):
+        parts = records[split]
+        dropped = sum(sum(part.dropped.values()) for part in parts)
+        kept, size = sum(part.kept for part in parts), sum(part.bytes for part in parts)
+        lines.append(f"| {split} | {kept:,} | {dropped:,} | {files[split]:,} | {size / 1e6:,.1f} |")
+    listed = "\n".join(f"{number}. {_plain(caption)}" for number, caption in enumerate(captions, 1))
+    preview = _PREVIEW.format(name=PREVIEW, captions=listed) if captions else ""
+    return _MARKED.format(
+        begin=BEGIN, end=END, table="\n".join(lines), last_code=facts["codebook_size"] - 1, preview=preview,
+        sources=_sources([part.shard for parts in records.values() for part in parts]),
+        **{**facts, "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items())},
+    )  # fmt: skip
+
+
+def with_marked(body: str, marked: str) -> str:
+    """The text with its marked part replaced, or with one at its end."""
+    start, end = body.find(BEGIN), body.find(END)
+    if 0 <= start < end:
+        return body[:start] + marked + body[end + len(END) :]
+    return f"{body.rstrip()}\n\n{marked}\n"
+
+
+def is_own_text(body: str) -> bool:
+    """Whether people wrote into a card, outside of the marked part."""
+    return with_marked(body, "").split() != with_marked(TEMPLATE, "").split()
+
+
+def split_of(stem: str) -> str:
+    """The split of train-00000-of-00012."""
+    return stem.rsplit("-", 3)[0]
+
+
+def in_order(splits: Collection[str]) -> list[str]:
+    """Splits as people list them: train first."""
+    order = {"train": 0, "validation": 1, "test": 2}
+    return sorted(splits, key=lambda name: (order.get(name, 3), name))
 
 
 def _records(out: Path) -> dict[str, PartRecord]:
@@ -80,13 +151,20 @@ def _records(out: Path) -> dict[str, PartRecord]:
     return {stem: record for stem, record in found.items() if record and (out / "data" / f"{stem}.parquet").exists()}
 
 
-def _splits(records: dict[str, PartRecord]) -> dict[str, tuple[float, ...]]:
-    """Rows, dropped samples, parts and megabytes of each split; train first."""
-    totals: dict[str, list[int]] = {}
-    for stem, record in records.items():
-        split = totals.setdefault(stem.rsplit("-", 3)[0], [0, 0, 0, 0])
-        for place, number in enumerate((record.kept, sum(record.dropped.values()), 1, record.bytes)):
-            split[place] += number
-    order = {"train": 0, "validation": 1, "test": 2}
-    names = sorted(totals, key=lambda name: (order.get(name, 3), name))
-    return {name: (*totals[name][:3], round(totals[name][3] / 1e6, 1)) for name in names}
+def _sources(names: Iterable[str]) -> str:
+    """The input shards in a few words: the first and the last of each folder."""
+    folders: dict[str, list[str]] = {}
+    for name in sorted(names):
+        folders.setdefault(name.rpartition("/")[0], []).append(name)
+    told = [
+        f"`{shards[0]}`" if len(shards) == 1 else f"{len(shards):,} shards, `{shards[0]}` to `{shards[-1]}`"
+        for shards in folders.values()
+    ]
+    return ", ".join(told[:10]) + (f" and {len(told) - 10} more folders" if len(told) > 10 else "")
+
+
+def _plain(text: str) -> str:
+    """A caption as text alone in markdown and html, cut where it is long."""
+    short = " ".join(text.split())
+    short = short if len(short) <= 200 else short[:200] + "…"
+    return re.sub(r"([\\`*_\[\]|!#~])", r"\\\1", html.escape(short, quote=False))

@@ -1,6 +1,6 @@
 """A tokenized dataset on disk, one split of it at a time: what is finished, what is missing, what must not be mixed.
 
-README.md                                 dataset card
+README.md rows.png                        dataset card, with a picture of some rows
 manifest.json                             what all parts have in common: tokenizers, crop rule, versions
 manifest/train-00000-of-00008.json        one record a part: source, rows kept, rows dropped by reason, checksum
 data/train-00000-of-00008.parquet         one part an input shard
@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from ar_t2i.data.card import write_card
 from ar_t2i.data.parts import PartRecord, PartWriter, arrow_bytes, publish, write_atomically
+from ar_t2i.data.preview import PREVIEW
 from ar_t2i.data.shards import Shard
 
 FORMAT_VERSION = 1
@@ -68,7 +69,7 @@ class TokenizedFolder:
         """
         path = self.out / "manifest" / f".{self.split}-{rank}-of-{world}.lock"
         try:
-            with FileLock(path, timeout=0):
+            with FileLock(path, timeout=1):  # a second, because `is_being_written` takes it for a moment
                 self._update_card()
                 try:
                     yield
@@ -124,6 +125,17 @@ class TokenizedFolder:
     def arithmetics(self) -> set[str]:
         """Devices and number formats that parts of this split were computed in."""
         return {record.arithmetic for record in self.records.values()}
+
+    @property
+    def preview(self) -> Path:
+        """The picture of some rows, for the card."""
+        return self.out / PREVIEW
+
+    def show(self, preview: bytes | None) -> None:
+        """Keep a picture of some rows, and bring the card up to date; None is passed over."""
+        if preview is not None:
+            write_atomically(self.preview, preview)
+            self._update_card()
 
     def path(self, number: int) -> Path:
         """Where part `number` lies."""
@@ -200,6 +212,17 @@ class TokenizedFolder:
             crashed = ours.fullmatch(path.name.removesuffix(".parquet")) and path not in finished
             if crashed or (path.name.startswith(f".{self.split}-") and path not in of_this_run):
                 path.unlink()  # left by a run that was killed
+
+
+def is_being_written(out: Path) -> bool:
+    """Whether a run of `preprocess` is at work on a dataset; the lock of one that was killed does not count."""
+    for path in (out / "manifest").glob(".*-of-*.lock"):
+        try:
+            with FileLock(path, timeout=0):
+                pass
+        except Timeout:
+            return True
+    return False
 
 
 def _temporary(path: Path) -> Path:

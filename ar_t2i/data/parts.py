@@ -143,12 +143,12 @@ def arrow_bytes(path: Path) -> int:
         return sum(file.read_row_group(number).nbytes for number in range(file.num_row_groups))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by new text, so that a reader sees the old or the new one and a crash leaves one of them."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file by new content, so that a reader sees the old or the new one and a crash leaves one of them."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         publish(temporary, path)

@@ -23,6 +23,7 @@ from ar_t2i.data.encode import Arithmetic, Encoder
 from ar_t2i.data.images import CropRule, ImageLimits
 from ar_t2i.data.manifest import TokenizedFolder
 from ar_t2i.data.parts import PartWriter
+from ar_t2i.data.preview import draw_preview
 from ar_t2i.data.progress import Progress
 from ar_t2i.data.sample import UnreadableShard
 from ar_t2i.data.shards import Shard, expand_sources, iterate_samples
@@ -139,6 +140,8 @@ def tokenize_shards(
                             part.add([item.key for item in batch], captions, codes, ids)
                         part.arithmetic = encode.arithmetic
                     progress.finish(folder.path(number).stem, folder.records[number])
+                    if rank == 0 and not folder.preview.exists():
+                        folder.show(draw_preview(folder.path(number), image_tokenizer, encode.device))
                 except UnreadableShard as error:
                     unreadable[number] = error
     report = _report(folder, mine, todo.keys() - unreadable.keys(), progress.per_second)

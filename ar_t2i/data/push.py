@@ -2,7 +2,7 @@
 
 data/train-00000-of-00332.parquet      parts 0 to 29 in one, named after the first; the next is train-00030-of-00332
 manifest/train-00000-of-00332.json     the records of those parts, rows, bytes, checksum
-manifest.json                          what all parts have in common
+manifest.json rows.png                 what all parts have in common; a picture of some rows
 README.md                              the card; made anew from the records that are there at each push
 
 A shard is pushed when all its parts are finished, so a dataset can go up while it is being made. Several processes can
@@ -12,6 +12,7 @@ push to one repository: what is there is never sent again, and the card counts w
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,18 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from ar_t2i.data.card import HEADER, TEMPLATE, describe, in_order, is_own_text, split_of, with_marked
 from ar_t2i.data.parts import PartRecord, arrow_bytes, write_atomically
-from ar_t2i.hub.cards import LIBRARY, read_card, write_card_text
+from ar_t2i.data.preview import PREVIEW, read_captions
+from ar_t2i.hub.cards import read_card, write_card_text
 from ar_t2i.hub.names import allowed
 from ar_t2i.hub.remote import Remote, file_digest
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
+MANIFEST = "manifest.json"
 SHARD_BYTES = 300 * 10**6
 SHARDS_AT_ONCE = 4
 """Shards of one commit, sent side by side; those that are put together from parts need so much room on the disk."""
-BEGIN, END = "<!-- written by ar-t2i push: begin -->", "<!-- written by ar-t2i push: end -->"
 _STEM = re.compile(r"(?P<split>.+)-(?P<number>\d{5,})-of-(?P<total>\d{5,})")
 
 
@@ -66,20 +69,20 @@ class Shard:
 class _Page:
     """What the repository holds, and the card that says so."""
 
-    def __init__(self, remote: Remote, text: str, links: Mapping[str, str]) -> None:
-        self.remote, self.text, self.links = remote, text, links
-        self.contents: dict[str, str] = {}
+    def __init__(self, remote: Remote, folder: Path, license: str) -> None:
+        self.remote, self.folder, self.license = remote, folder, license
+        self.contents: dict[str, bytes] = {}
         """Of small files, by git's names for them."""
 
-    def read(self, file: "RepoFile") -> str:
-        """The text of a small file that is there."""
+    def read(self, file: "RepoFile") -> bytes:
+        """A small file that is there."""
         if file.blob_id not in self.contents:
             from huggingface_hub import hf_hub_download
 
             where: dict[str, Any] = {"repo_id": self.remote.repo_id, "repo_type": "dataset", "filename": file.path}
             where["revision"] = self.remote.head()
             found = self.remote.ask(f"read {file.path} of", lambda: hf_hub_download(**where))
-            self.contents[file.blob_id] = Path(found).read_text(encoding="utf-8")
+            self.contents[file.blob_id] = Path(found).read_bytes()
         return self.contents[file.blob_id]
 
     def has(self, shard: Shard) -> bool:
@@ -98,29 +101,43 @@ class _Page:
         return False
 
     def card(self, new: Mapping[str, Mapping[str, Any]], there: Mapping[str, "RepoFile"]) -> dict[str, bytes]:
-        """README.md for what is there and the records that come with this commit."""
+        """README.md for what is there and the records that come with this commit, and what it needs beside it."""
         records: dict[str, Mapping[str, Any]] = {
             Path(path).stem: json.loads(self.read(file))
             for path, file in there.items()
             if allowed(path, ("manifest/*-of-*.json",)) and f"data/{Path(path).stem}.parquet" in there
         }
         records |= {Path(path).stem: record for path, record in new.items()}
-        text = self.read(there["README.md"]) if "README.md" in there else self.text
-        header, body = read_card(text)
-        header |= {key: value for key, value in self.links.items() if value}
-        for key, value in LIBRARY["dataset"].items():
-            header.setdefault(key, value)
+        paths = [self.folder / name for name in (MANIFEST, PREVIEW)]
+        kept = {path.name: path.read_bytes() for path in paths if path.exists()}
+        kept |= {path.name: self.read(there[path.name]) for path in paths if path.name in there}  # these stay
+        header, body = self._text(there)
+        if self.license:
+            header["license"] = self.license
+        others = [entry for entry in header.get("configs") or [] if entry.get("config_name", "default") != "default"]
         header |= describe_dataset(records)
-        lines = [f"| {split['name']} | {split['num_examples']:,} |" for split in header["dataset_info"]["splits"]]
-        marked = "\n".join([BEGIN, "| split | rows |", "|---|---|", *lines, END])
-        start, end = body.find(BEGIN), body.find(END)
-        body = body[:start] + marked + body[end + len(END) :] if 0 <= start < end else f"{body.rstrip()}\n\n{marked}\n"
-        return {"README.md": write_card_text(header, body).encode()}
+        header["configs"] += others
+        parts: dict[str, list[PartRecord]] = {}
+        files: Counter[str] = Counter()
+        for stem, record in records.items():
+            parts.setdefault(split_of(stem), []).extend(PartRecord(**part) for part in record["parts"])
+            files[split_of(stem)] += 1
+        marked = describe(json.loads(kept[MANIFEST]), parts, files, read_captions(kept.get(PREVIEW, b"")))
+        return {**kept, "README.md": write_card_text(header, with_marked(body, marked)).encode()}
+
+    def _text(self, there: Mapping[str, "RepoFile"]) -> tuple[dict[str, Any], str]:
+        """Yaml and text of the card: what people wrote here goes before what they wrote there."""
+        here = _local_card(self.folder)
+        header, body = read_card(here) if here else (HEADER, TEMPLATE)
+        if "README.md" not in there:
+            return dict(header), body
+        their_header, their_body = read_card(self.read(there["README.md"]).decode(errors="replace"))
+        return {**their_header, **header}, body if is_own_text(body) else their_body
 
     def check_same_dataset(self, facts: Mapping[str, Any], shards: Sequence[Shard]) -> None:
         """Refuse to mix parts of different runs in one repository."""
         there = self.remote.files()
-        known = json.loads(self.read(there["manifest.json"])) if "manifest.json" in there else facts
+        known = json.loads(self.read(there[MANIFEST])) if MANIFEST in there else facts
         for name, value in facts.items():
             if name != "versions" and known.get(name) != value:
                 raise ValueError(
@@ -137,13 +154,13 @@ class _Page:
                 )
 
 
-def push_dataset(folder: Path, remote: Remote, links: Mapping[str, str], message: str, free: bool) -> str:
+def push_dataset(folder: Path, remote: Remote, license: str, message: str, free: bool) -> str:
     """Push the finished shards of a tokenized dataset, some a commit, and its card; returns the last commit.
 
     Args:
         folder: what `ar-t2i preprocess` writes, finished or not.
         remote: the repository.
-        links: license and other keys of the card's yaml.
+        license: for the card; "" keeps the one that it names.
         message: of the commits.
         free: delete parts here that are there, checked; `preprocess` counts them as finished.
 
@@ -151,14 +168,12 @@ def push_dataset(folder: Path, remote: Remote, links: Mapping[str, str], message
         ValueError: nothing finished, parts that are damaged, parts of another run there, a push that failed.
     """
     shards = list(finished_shards(folder))
-    facts = (folder / "manifest.json").read_bytes()
-    text = _local_card(folder)
-    page = _Page(remote, text, links)
-    page.check_same_dataset(json.loads(facts), shards)
+    page = _Page(remote, folder, license)
+    page.check_same_dataset(json.loads((folder / MANIFEST).read_bytes()), shards)
     missing = [shard for shard in shards if not page.has(shard)]
     for start in range(0, len(missing), SHARDS_AT_ONCE):
         with tempfile.TemporaryDirectory(prefix=".shard-", dir=folder) as scratch:
-            files: dict[str, Any] = {"manifest.json": facts}
+            files: dict[str, Any] = {}
             records, digests = {}, {}
             for shard in missing[start : start + SHARDS_AT_ONCE]:
                 files[shard.path] = path = _file(shard, Path(scratch))
@@ -177,13 +192,18 @@ def push_dataset(folder: Path, remote: Remote, links: Mapping[str, str], message
     if free:
         for shard in shards:
             _free(folder, shard, remote)
-    return remote.push({}, f"{message}: card", amend=partial(page.card, {}))
+    return remote.push(_beside(folder), f"{message}: card", amend=partial(page.card, {}))
 
 
-def check_licence(folder: Path, links: Mapping[str, str]) -> None:
-    """Raise ValueError where neither the card nor `links` name a licence."""
-    if not links.get("license") and not read_card(_local_card(folder))[0].get("license"):
+def check_licence(folder: Path, license: str) -> None:
+    """Raise ValueError where neither the card nor `license` names a licence."""
+    if not license and not read_card(_local_card(folder))[0].get("license"):
         raise ValueError("the card names no licence: give --license, such as cc-by-4.0, or write `license:` into it")
+
+
+def has_finished_part(folder: Path) -> bool:
+    """Whether there is something to push."""
+    return any((folder / "data").glob("*.parquet"))
 
 
 def plan_dataset(folder: Path, there: Mapping[str, "RepoFile"]) -> Iterator[tuple[str, int, str]]:
@@ -192,8 +212,16 @@ def plan_dataset(folder: Path, there: Mapping[str, "RepoFile"]) -> Iterator[tupl
         state = "new" if shard.path not in there else "there"
         yield state, sum(record.bytes for record in shard.records), shard.path
         yield state, sum(len(json.dumps(asdict(record))) for record in shard.records), shard.record_path
-    for name in ("manifest.json", "README.md"):
-        yield "new" if name not in there else "renewed", (folder / name).stat().st_size, name
+    for path in (*_beside(folder).values(), *(folder / name for name in (MANIFEST, PREVIEW, "README.md"))):
+        if path.exists():
+            state = "new" if path.name not in there else "there" if path.name in (MANIFEST, PREVIEW) else "renewed"
+            yield state, path.stat().st_size, path.name
+
+
+def _beside(folder: Path) -> dict[str, Path]:
+    """Files of the owner beside the card: a licence, pictures."""
+    paths = [*folder.glob("LICENSE"), *folder.glob("*.png")]
+    return {path.name: path for path in paths if path.name != PREVIEW}
 
 
 def _local_card(folder: Path) -> str:
@@ -250,8 +278,7 @@ def describe_dataset(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
         split = splits.setdefault(match["split"], {"name": match["split"], "num_bytes": 0, "num_examples": 0})
         split["num_bytes"] += record["arrow_bytes"]
         split["num_examples"] += record["kept"]
-    order = {"train": 0, "validation": 1, "test": 2}
-    names = sorted(splits, key=lambda name: (order.get(name, 3), name))
+    names = in_order(splits)
     infos = datasets.info.DatasetInfosDict(
         default=datasets.DatasetInfo(
             features=datasets.Features.from_arrow_schema(SCHEMA),

@@ -11,7 +11,6 @@ PLACEHOLDER = "path/to/this/folder"
 """What a card that was not published yet says in the place of its id."""
 LIBRARY: dict[str, dict[str, Any]] = {
     "bundle": {"library_name": "transformers", "pipeline_tag": "text-to-image", "tags": ["ar_t2i"]},
-    "dataset": {"task_categories": ["text-to-image"], "tags": ["ar_t2i"]},
     "image tokenizer": {"tags": ["ar_t2i", "image-tokenizer"]},
     "vocabulary": {"tags": ["ar_t2i"]},
 }
@@ -46,7 +45,7 @@ def published_card(text: str, repo_id: str, kind: str, links: Mapping[str, str])
     Args:
         text: the card so far, "" for none.
         repo_id: owner/name.
-        kind: bundle, dataset, image tokenizer or vocabulary.
+        kind: bundle, image tokenizer or vocabulary.
         links: license, datasets and base_model; empty ones are left as they are.
 
     Raises:

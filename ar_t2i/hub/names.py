@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ar_t2i.hub.remote import Remote, RepoType, bound_waiting, file_digest, patiently
+from ar_t2i.hub.remote import Remote, RepoType, answered, bound_waiting, file_digest, patiently
 
 BUNDLE_FILES = (
     "README.md", "LICENSE", "ar_t2i.json", "config.json", "generation_config.json", "words.txt", "*.png",
@@ -51,6 +51,11 @@ def split_id(name: str) -> tuple[str, str]:
             f"{name!r} is neither a folder here nor an id of the Hub, owner/name or owner/name@revision"
         ) from error
     return repo_id, revision or "main"
+
+
+def link_to(name: str) -> str:
+    """The id of the Hub that a name means, without its revision; "" where it is a folder or file here, or empty."""
+    return "" if not name or Path(name).exists() else split_id(name)[0]
 
 
 def allowed(path: str, patterns: Iterable[str]) -> bool:
@@ -128,7 +133,7 @@ def _snapshot(repo_id: str, revision: str, patterns: Sequence[str], repo_type: R
     try:
         folder = patiently(download, f"download {remote}")
     except ValueError as error:
-        if isinstance(error.__cause__, LocalEntryNotFoundError):
+        if isinstance(error.__cause__, LocalEntryNotFoundError) and not answered(error.__cause__):
             state = "the network is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "no network"
             raise ValueError(
                 f"{remote} is neither a folder here nor in the cache, and {state}: check the name"
@@ -174,7 +179,7 @@ def _damaged(folder: Path) -> list[Path]:
 def fetch(name: str, out: Path, patterns: Sequence[str], repo_type: RepoType) -> list[str]:
     """Download files of a repository into a folder and compare them with the Hub's checksums.
 
-    A download that was broken off goes on where it stopped.
+    After a download that was broken off, whole files are kept.
 
     Returns:
         the paths, as they are named there.

@@ -104,6 +104,11 @@ def explain(error: BaseException) -> str:
     return f"{text} ({name})"
 
 
+def answered(error: BaseException) -> bool:
+    """Whether a request failed by what the Hub said, not for lack of an answer."""
+    return _status(_first(error)) is not None
+
+
 def without_tokens(text: str) -> str:
     """The text with every access token blacked out: those that look like one, and the one in use."""
     from huggingface_hub import get_token
@@ -129,8 +134,12 @@ def _is_offline(error: BaseException) -> bool:
 
 
 def _first(error: BaseException) -> BaseException:
-    """The error that a RuntimeError of huggingface_hub's uploads came from."""
-    return error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+    """The error behind a RuntimeError of huggingface_hub's uploads, or behind its "not in the cache either"."""
+    cause = error.__cause__
+    if cause is None:
+        return error
+    refused = type(error).__name__ == "LocalEntryNotFoundError" and _status(cause) is not None
+    return cause if refused or isinstance(error, RuntimeError) else error
 
 
 def _status(error: BaseException) -> int | None:

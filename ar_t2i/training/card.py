@@ -1,18 +1,16 @@
 """The model card of a run: what it was trained on, how it went, what it draws, how to use it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ar_t2i.hub.cards import LIBRARY, write_card_text
+from ar_t2i.hub.names import link_to
 from ar_t2i.training.trackers import read_metrics
 
-_CARD = """---
-library_name: transformers
-pipeline_tag: text-to-image
----
-
+_CARD = """
 # {name}
 
 An autoregressive text-to-image model over 1D image tokens, trained on {rows:,} captioned pictures of `{dataset}`.
@@ -38,18 +36,33 @@ The configuration of the run:
 """
 
 
+SCORES = {
+    "validation_image_loss": "image loss on unseen pictures, nats a code",
+    "validation_text_loss": "text loss on their captions, nats an id",
+    "image_loss_unigram": "image loss of a model that knows only how frequent each code is",
+    "image_loss_chance": "image loss of a model that guesses",
+}
+"""What the card tells of a run's metrics."""
+
+
 def run_card(
-    output: Path, rows: int, dataset: str, prompts: Sequence[str], yaml: str
+    output: Path, rows: int, dataset: str, base_model: str, prompts: Sequence[str], yaml: str
 ) -> tuple[str, dict[str, Image.Image]]:
     """The text of README.md and the pictures that belong to it, by file name.
 
     Args:
         output: folder of the run.
         rows: trained on.
-        dataset: its name.
+        dataset: its folder or id.
+        base_model: folder or id of the model that training started from, "" for none.
         prompts: of the samples.
         yaml: the configuration.
     """
+    header: dict[str, Any] = dict(LIBRARY["bundle"])
+    if link_to(dataset):
+        header["datasets"] = [link_to(dataset)]
+    if link_to(base_model):
+        header["base_model"] = link_to(base_model)
     records, pictures = read_metrics(output / "metrics.jsonl"), {}
     samples = scores = ""
     strips = _newest_samples(output)
@@ -59,12 +72,20 @@ def run_card(
     measured = [record for record in records if "validation_image_loss" in record]
     if measured:
         pictures["curves.png"] = draw_curves(records)
-        scores = (
-            f"\nImage loss on unseen pictures after {measured[-1]['step']:,} steps: "
-            f"{measured[-1]['validation_image_loss']:.3f} nats a code.\n\n![curves](curves.png)\n"
-        )
+        last = {name: value for record in records for name, value in record.items()}
+        table = "\n".join(f"| {label} | {last[name]:.3f} |" for name, label in SCORES.items() if name in last)
+        scores = f"\n| after {measured[-1]['step']:,} steps | |\n|---|---|\n{table}\n\n![curves](curves.png)\n"
+        header["model-index"] = [_results(output.name, dataset, last)]
     text = _CARD.format(name=output.name, rows=rows, dataset=dataset, yaml=yaml, samples=samples, scores=scores)
-    return text, pictures
+    return write_card_text(header, text), pictures
+
+
+def _results(name: str, dataset: str, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores in the form that the Hub shows and compares."""
+    known = {name: label for name, label in SCORES.items() if name.startswith("validation_") and name in measured}
+    metrics = [{"type": name, "name": label, "value": round(measured[name], 4)} for name, label in known.items()]
+    data = {"name": dataset, "type": link_to(dataset) or Path(dataset).name}
+    return {"name": name, "results": [{"task": {"type": "text-to-image"}, "dataset": data, "metrics": metrics}]}
 
 
 def draw_curves(records: Sequence[dict[str, Any]]) -> Image.Image:

@@ -144,22 +144,21 @@ class DecoderTask:
     publisher: Publisher | None = None
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator):
-        start = resolve(config.model.init_from) if config.model.init_from else None
-        if start is not None:
-            config = replace(config, model=replace(config.model, init_from=str(start)))
         self.config, self.output = config, Path(config.output)
-        self.vocabulary = load_vocabulary_for(config.model, config.vocabulary)
+        start = resolve(config.model.init_from) if config.model.init_from else None
+        made_from = replace(config.model, init_from=str(start or ""))
+        self.vocabulary = load_vocabulary_for(made_from, config.vocabulary)
         self.image_tokenizer = load_image_tokenizer(resolve(config.image_tokenizer))
-        _check_same_tokenizer(config.data.dataset, self.image_tokenizer)
         with accelerator.main_process_first():
             self.rows = self._streamed() if config.data.streaming else self._dataset(config.data.train_split, True)
             words = self.rows.words() if isinstance(self.rows, TokenizedDataset) else None
             has_validation = bool(config.data.validation_split)
             self.validation = self._dataset(config.data.validation_split, False) if has_validation else None
+        _check_same_tokenizer(config.data.dataset, self.image_tokenizer)
         if self.rows.truncated:
             cut, longest = f"{self.rows.truncated:,} of {len(self.rows):,}", config.data.max_caption_length
             accelerator.print(f"{cut} captions are cut to {longest} ids")
-        model = _make_model(config, self.vocabulary, self.image_tokenizer)
+        model = _make_model(replace(config, model=made_from), self.vocabulary, self.image_tokenizer)
         if accelerator.device.type == "cpu":
             # torch's fused attention is slow there on the way back: a step of 64 rows took 0.68 s, and 0.53 s without.
             model.set_attn_implementation("eager")
@@ -267,7 +266,12 @@ class DecoderTask:
         """The bundle, with the averaged weights; pushed with the newest checkpoint where the config asks for it."""
         config = self.config
         card, pictures = run_card(
-            self.output, len(self.rows), config.data.dataset, config.samples.prompts, to_yaml(config)
+            self.output,
+            len(self.rows),
+            config.data.dataset,
+            config.model.init_from,
+            config.samples.prompts,
+            to_yaml(config),
         )
         samples = self.config.samples.sampling
         if self.config.bundle_dtype == "bf16":
@@ -320,8 +324,7 @@ def train_decoder(config: TrainConfig, resume: str = "") -> Path:
         _make_output(output, config)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and config.hub.repo:
-        dataset = "" if Path(config.data.dataset).exists() else config.data.dataset.partition("@")[0]
-        task.publisher = Publisher(config.hub, dataset, accelerator.print)
+        task.publisher = Publisher(config.hub, accelerator.print)
     train(task, config.loop, config.optim, accelerator, output, checkpoint, config.seed)
     if task.publisher:
         task.publisher.finish(output / "bundle")
@@ -338,7 +341,9 @@ def _make_output(output: Path, config: TrainConfig) -> None:
 
 
 def _check_same_tokenizer(dataset: str, image_tokenizer: ImageTokenizer) -> None:
-    manifest = Path(dataset) / "manifest.json"
+    """Raise ValueError where the dataset's manifest names another image tokenizer; foreign datasets have none."""
+    folder = Path(dataset) if Path(dataset).exists() else resolve(dataset, ("manifest.json",), "dataset")
+    manifest = folder / "manifest.json"
     if not manifest.is_file():
         return
     made_with: Any = json.loads(manifest.read_text(encoding="utf-8")).get("image_tokenizer", {})

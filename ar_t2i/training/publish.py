@@ -50,9 +50,9 @@ class HubConfig:
 class Publisher:
     """Pushes in the background."""
 
-    def __init__(self, config: HubConfig, dataset: str, say: Callable[[str], None]) -> None:
-        """Publish as `config` says; `dataset` is the id of the data, if it has one; `say` prints a line."""
-        self.config, self.dataset, self.say = config, dataset, say
+    def __init__(self, config: HubConfig, say: Callable[[str], None]) -> None:
+        """Publish as `config` says; `say` prints a line."""
+        self.config, self.say = config, say
         self.folder = Path(tempfile.mkdtemp(prefix="ar-t2i-push-"))
         self.waiting: list[Path] = []
         self.thread: threading.Thread | None = None
@@ -117,8 +117,7 @@ class Publisher:
         return "" if done.returncode == 0 else (done.stderr.strip() or f"a push ended with code {done.returncode}")
 
     def _options(self) -> list[str]:
-        options = ["--license", self.config.license, *(["--private"] if self.config.private else [])]
-        return [*options, "--dataset", self.dataset] if self.dataset else options
+        return ["--license", self.config.license, *(["--private"] if self.config.private else [])]
 
     def _copy(self, folder: Path) -> Path:
         """A copy that takes no room: finished folders are replaced, never written into."""

@@ -126,6 +126,7 @@ class Fault:
 
     action  status    answer `status` (with `headers`) instead of the real answer
             reset     close the connection without an answer
+            reset-half  the same when half of the request's body has been read
             truncate  real answer, but the body stops half-way and the connection closes (FIN)
             truncate-rst  the same with a TCP reset
             corrupt   real answer with one body byte flipped
@@ -745,6 +746,11 @@ class Handler(BaseHTTPRequestHandler):
             if when == "before":
                 self.body.drain()  # so that the client sees a clean send followed by a reset
             raise Abort("fault: reset")
+        elif f.action == "reset-half" and when == "before":
+            total, read = int(self.headers.get("Content-Length", 0)), 0
+            while 2 * read < total:
+                read += len(self.body.read_some())
+            raise Abort("fault: reset-half")
         elif f.action == "status":
             extra = dict(f.body or {})
             raise HubError(f.status, extra.pop("error", f"injected {f.status}"), headers=f.headers, **extra)

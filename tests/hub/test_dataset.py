@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import datasets
@@ -11,9 +12,11 @@ import yaml
 from hub_content import commits, content
 from huggingface_hub import HfApi
 
+from ar_t2i import push as verb
 from ar_t2i.data import push as dataset
 from ar_t2i.data.preprocess import PreprocessConfig, preprocess
 from ar_t2i.push import PushConfig, push
+from ar_t2i.slots import SlotConfig, SlotTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +143,28 @@ def test_two_pushes_at_once_both_end_complete(hub, tokens, monkeypatch):
     }
 
 
+def test_a_push_that_follows_preprocessing_sends_all_of_it(hub, pictures, tmp_path, monkeypatch, command,
+                                                           image_tokenizer_folder, vocabulary_folder):  # fmt: skip
+    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    monkeypatch.setattr(verb, "FOLLOW_PAUSE", 0.05)
+    out, made = tmp_path / "tokens", []
+    line = ("preprocess", str(pictures / "scenes-train-*.tar"), "--out", str(out), "--batch-size", "1")
+    line += ("--image-tokenizer", str(image_tokenizer_folder), "--vocabulary", str(vocabulary_folder))
+    maker = threading.Thread(target=lambda: made.append(command(*line)))
+    maker.start()
+    limit = time.monotonic() + 60
+    while not list((out / "data").glob("*.parquet")) and time.monotonic() < limit:
+        time.sleep(0.01)
+    push(config_of(out, follow=True, free=True))
+    maker.join()
+    assert made[0].returncode == 0, made[0].stderr
+    assert header(hub)["dataset_info"]["splits"][0]["num_examples"] == 40
+    assert not list((out / "data").glob("*.parquet")), "what is there was deleted here"
+    assert datasets.load_dataset("tester/tokens", split="train").num_rows == 40
+    with pytest.raises(ValueError, match="--dataset has no meaning for a dataset"):
+        push(config_of(out, dataset="tester/x"))
+
+
 def test_an_interrupted_push_is_finished_by_the_next(hub, tokens, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
     folder = tokens()
@@ -166,6 +191,28 @@ def test_what_people_wrote_into_the_card_stays(hub, tokens):
     push(config_of(folder))
     again = content(hub, "tester/tokens", "dataset")["README.md"].decode()
     assert "Drawn by code." in again and "language: en" in again and "| validation | 20 |" in again
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(card.replace("please fill in, here", "by hand"))
+    push(config_of(folder))
+    again = content(hub, "tester/tokens", "dataset")["README.md"].decode()
+    assert "by hand" in again and "language: en" in again, "what they write here goes there"
+
+
+def test_the_card_shows_rows_and_says_how_they_were_made(hub, tokens):
+    folder = tokens()
+    (folder / "LICENSE").write_text("CC0")
+    push(config_of(folder))
+    there = content(hub, "tester/tokens", "dataset")
+    card = there["README.md"].decode()
+    assert there["rows.png"] == (folder / "rows.png").read_bytes() and there["LICENSE"] == b"CC0"
+    assert "](rows.png)" in card and f"1. {rows_of(folder, 'train')[0]['text']}" in card
+    assert f"4 shards, `{pictures_name(folder)}/scenes-train-0000.tar` to" in card
+    facts = json.loads(there["manifest.json"])
+    assert facts["image_tokenizer"] in card and facts["vocabulary"] in card and "torch 2" in card
+
+
+def pictures_name(folder: Path) -> str:
+    return json.loads(next((folder / "manifest").glob("train-*.json")).read_text())["shard"].split("/")[0]
 
 
 def test_what_does_not_belong_together_is_refused(hub, tokens, tmp_path):
@@ -201,5 +248,13 @@ def test_training_reads_an_id_and_a_revision(hub, tokens, train_run):
     )
     names = ("bundle/model.safetensors", "bundle/image_tokenizer/model.safetensors")
     assert all((first / name).read_bytes() == (again / name).read_bytes() for name in names)
+    other = SlotConfig(image_size=64, code_dim=2, stage_widths=(8, 8, 8, 8), unmixer_width=16, regions=(2, 2))
+    SlotTokenizer(other).save_pretrained(first.parent / "other")
+    with pytest.raises(ValueError, match="the dataset tester/tokens was made with another image tokenizer"):
+        train_run(
+            data={**data, "dataset": "tester/tokens"},
+            image_tokenizer=str(first.parent / "other"),
+            output=str(first.parent / "new"),
+        )
     with pytest.raises(ValueError, match="cannot load the split 'train' of the dataset 'tester/tokens@v2'"):
         train_run(data={**data, "dataset": "tester/tokens@v2"}, output=str(first.parent / "v2"))

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hub_server import OTHER_TOKEN
 from huggingface_hub import HfApi, constants
 
 from ar_t2i.bundles import load_bundle
@@ -89,6 +90,33 @@ def test_pickles_are_refused_by_name(hub, tmp_path):
     ):
         with pytest.raises(ValueError, match="weights as pytorch_model.bin, a pickle"):
             call()
+
+
+@pytest.mark.parametrize("how", ["folder", "cache"])
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(401, r"\(401\): log in with `hf auth login`, or set HF_TOKEN"), (403, r"may not do that \(403\)")],
+)
+def test_a_repository_that_this_token_may_not_read_is_told(hub, repo, tmp_path, how, status, message):
+    hub.fail(method="GET", path="/api/models/tester/codes|resolve/", status=status, times=0)
+    with pytest.raises(ValueError, match=message) as error:
+        pull(PullConfig(repo=repo, out=str(tmp_path / "codes"))) if how == "folder" else resolve(repo)
+    assert "hf_local" not in str(error.value) and not (tmp_path / "codes").exists()
+    hub.clear_faults()
+    assert names(pull(PullConfig(repo=repo, out=str(tmp_path / "codes")))) == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("path", ["/api/models/tester/codes", "resolve/"])
+def test_a_hub_that_is_busy_is_asked_again(hub, repo, path):
+    rule = hub.fail(method="GET|HEAD", path=path, status=503, times=2)
+    assert (resolve(repo) / "model.safetensors").is_file() and rule.hits == 2
+
+
+def test_a_private_repository_of_somebody_else_is_told(hub, repo, monkeypatch):
+    HfApi().update_repo_settings(repo, private=True)
+    monkeypatch.setenv("HF_TOKEN", OTHER_TOKEN)
+    with pytest.raises(ValueError, match="or it is private and the token may not see it"):
+        resolve(repo)
 
 
 def test_a_full_disk_is_said_and_a_rerun_ends_it(hub, repo, tmp_path, monkeypatch):

@@ -59,7 +59,7 @@ def test_while_one_push_is_under_way_only_the_newest_state_waits(tmp_path, monke
         return ""
 
     monkeypatch.setattr(publish.Publisher, "_push", slow)
-    publisher = publish.Publisher(HubConfig(**REPO), "", print)
+    publisher = publish.Publisher(HubConfig(**REPO), print)
     for number in range(4):
         for name in ("bundle", f"step-{number}"):
             (tmp_path / str(number) / name).mkdir(parents=True)
