@@ -93,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print(f"ar-t2i {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        from ar_t2i.hub.remote import without_tokens
+
+        print(f"ar-t2i {name}: {without_tokens(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"ar-t2i {name}: interrupted", file=sys.stderr)

@@ -1,8 +1,9 @@
 """`ar-t2i push`: a folder to the Hub."""
 
 import re
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +12,7 @@ from ar_t2i.data.manifest import is_being_written
 from ar_t2i.data.push import check_licence, has_finished_part, plan_dataset, push_dataset
 from ar_t2i.hub.cards import published_card
 from ar_t2i.hub.names import BUNDLE_FILES, CHECKPOINT_FILES, CHECKPOINTS, DATASET_FILES, allowed, split_id
-from ar_t2i.hub.remote import Remote, RepoType, without_tokens
+from ar_t2i.hub.remote import Remote, RepoType, Unavailable, without_tokens
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -83,23 +84,32 @@ def push(config: PushConfig) -> str:
     _check_options(config, kind)
     files = collect(folder, kind)
     links = {"license": config.license, "datasets": config.dataset, "base_model": config.base_model}
-    remote = Remote(repo_id, kind.repo_type, revision)
+    remote = Remote(repo_id, revision, kind.repo_type)
     message = config.message or f"{kind.name} by ar_t2i"
-    content = {} if kind.name == "dataset" else _content(folder, kind, files, repo_id, links)
+    if kind.name == "dataset":
+        check_licence(folder, config.license)
+        content: dict[str, Path | bytes] = {}
+    else:
+        content = _content(folder, kind, files, config.to, links)
+    own = {"bundle": set(BUNDLE_FILES) - {"LICENSE", "*.png"}, "checkpoint": CHECKPOINTS}.get(kind.name, ())
+    before = remote.before()
+    there = before.files() if before else {}
+    if kind.name in ("image tokenizer", "vocabulary") and "ar_t2i.json" in there:
+        raise ValueError(f"{remote} holds a bundle, whose files this {kind.name} would replace: take another name")
+    plan = plan_dataset(folder, before, config.license) if kind.name == "dataset" else _plan(there, content, own)
     if config.dry_run:
-        there = remote.files() if remote.exists() else {}
-        for state, size, path in plan_dataset(folder, there) if kind.name == "dataset" else _plan(there, content):
+        for state, size, path in plan:
             print(f"{state:8}{size:>14,}  {path}")
         print(f"nothing was sent to {remote}: this was a dry run")
         return ""
-    if kind.name == "dataset":
-        check_licence(folder, config.license)
+    if config.tag and before:
+        changes = any(state not in ("same", "there") for state, *_ in plan)
+        remote.check_tag(config.tag, "" if changes else before.head())
     remote.create(config.private)
     address = remote.open_pull_request(message) if config.pull_request else ""
     if kind.name == "dataset":
         commit = _push_dataset(folder, remote, config, message)
     else:
-        own = {"bundle": BUNDLE_FILES, "checkpoint": CHECKPOINTS}.get(kind.name, ())
         commit = remote.push(content, message, replaced=lambda path: allowed(path, own))
     if config.pull_request:
         remote.publish_pull_request()
@@ -114,9 +124,15 @@ def _push_dataset(folder: Path, remote: Remote, config: PushConfig, message: str
     while True:
         goes_on = config.follow and is_being_written(folder)
         if not goes_on or has_finished_part(folder):
-            commit = push_dataset(folder, remote, config.license, message, config.free)
-            if not goes_on:
-                return commit
+            collect(folder, kind_of(folder))
+            try:
+                commit = push_dataset(folder, remote, config.license, message, config.free)
+                if not goes_on:
+                    return commit
+            except Unavailable as error:
+                if not goes_on:
+                    raise
+                print(f"{error}; the next push tries again", file=sys.stderr, flush=True)
         time.sleep(FOLLOW_PAUSE)
 
 
@@ -130,12 +146,24 @@ def kind_of(folder: Path) -> Kind:
         raise ValueError(f"no folder at {str(folder)!r}: give a bundle, a checkpoint or a dataset")
     for kind in KINDS:
         if next(folder.glob(kind.marker), None):
+            if kind.name == "image tokenizer" and (folder / "generation_config.json").exists():
+                raise ValueError(
+                    f"{str(folder)!r} is a checkpoint of transformers without ar_t2i.json, so `infer` could not draw "
+                    "with it: push the bundle of the run, or this by `hf upload`"
+                )
             return kind
     raise ValueError(f"{str(folder)!r} is none of {', '.join(kind.name for kind in KINDS)}: nothing was pushed")
 
 
 def _check_options(config: PushConfig, kind: Kind) -> None:
-    """Raise ValueError for an option that this kind has no use for."""
+    """Raise ValueError for an option that this kind has no use for, or one that would publish a token."""
+    for name in ("to", "message", "tag", "license", "dataset", "base_model"):
+        if without_tokens(getattr(config, name)) != getattr(config, name):
+            raise ValueError(f"--{name.replace('_', '-')} holds an access token: take it out")
+    if config.pull_request and split_id(config.to)[1] != "main":
+        raise ValueError(f"--pull-request is made to main, not to {config.to}: leave out the branch")
+    if config.free and (config.pull_request or "@refs/" in config.to):
+        raise ValueError("--free deletes what is there for good, and a pull request may be closed: leave out one")
     wrong = ("dataset", "base_model") if kind.name == "dataset" else ("free", "follow")
     given = [f"--{name.replace('_', '-')}" for name in wrong if getattr(config, name)]
     if given:
@@ -157,27 +185,33 @@ def collect(folder: Path, kind: Kind) -> dict[str, Path]:
             "not on its list goes to the Hub: move it away"
         )
     for path in files.values():
-        text = path.read_text(encoding="utf-8", errors="replace") if path.suffix in TEXTS else ""
+        is_text = path.suffix in TEXTS or path.name == "LICENSE"
+        text = path.read_text(encoding="utf-8", errors="replace") if is_text else ""
         if without_tokens(text) != text:
             raise ValueError(f"{path} holds an access token: take it out, and revoke the token if others saw it")
     return files
 
 
 def _content(
-    folder: Path, kind: Kind, files: Mapping[str, Path], repo_id: str, links: Mapping[str, str]
+    folder: Path, kind: Kind, files: Mapping[str, Path], name: str, links: Mapping[str, str]
 ) -> dict[str, Path | bytes]:
     """What goes up, by its path there; with the card as it stands on the Hub."""
     if kind.name == "checkpoint":
         return {f"checkpoints/{folder.name}/{path}": source for path, source in files.items()}
     text = files["README.md"].read_text(encoding="utf-8") if "README.md" in files else ""
-    return {**files, "README.md": published_card(text, repo_id, kind.name, links).encode()}
+    return {**files, "README.md": published_card(text, name, kind.name, links).encode()}
 
 
-def _plan(there: Mapping[str, "RepoFile"], content: Mapping[str, Path | bytes]) -> Iterator[tuple[str, int, str]]:
-    """State, size and path of each file that a push would send or pass over."""
+def _plan(
+    there: Mapping[str, "RepoFile"], content: Mapping[str, Path | bytes], own: Iterable[str]
+) -> Iterator[tuple[str, int, str]]:
+    """State, size and path of each file that a push would send, pass over or delete."""
     from huggingface_hub import CommitOperationAdd
 
     for path, source in content.items():
         addition, known = CommitOperationAdd(path, source), there.get(path)
         state = "new" if known is None else "same" if Remote.holds(known, addition) else "changed"
         yield state, addition.upload_info.size, path
+    for path, file in there.items():
+        if allowed(path, own) and path not in content:
+            yield "gone", file.size, path

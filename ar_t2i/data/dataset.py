@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ar_t2i.hub.names import link_to, resolve
 from ar_t2i.hub.remote import patiently
 from ar_t2i.sequence import sequence_ids, sequence_length
 from ar_t2i.vocabulary import Vocabulary
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import datasets
 
 CODES, TEXT = "image_tokens", "text"
+DATA_FILES = ("README.md", "*.parquet", "*/*.parquet", "*/*/*.parquet")
+"""Of a dataset on the Hub, what is read."""
 
 
 class TokenizedDataset:
@@ -132,32 +135,26 @@ class TokenizedDataset:
         return float(-(chances * np.log(chances)).sum())
 
 
-def split_source(source: str) -> tuple[str, str | None]:
-    """A folder, or an id of the Hub, and its revision where `owner/name@revision` says one."""
-    if Path(source).exists():
-        return source, None
-    name, _, revision = source.partition("@")
-    return name, revision or None
-
-
 def load_rows(source: str | Path, split: str, limit: int = 0) -> "datasets.Dataset":
     """One split of a tokenized dataset, as the datasets library loads it.
 
     Args:
-        source: a folder, a parquet file, or an id of the Hub, with `@revision` where it is not main.
+        source: a folder, a parquet file, or an id of the Hub, with `@revision` where it is not main, whose parquet
+            files are compared with their checksums.
         split: name of the split.
         limit: rows to keep; 0 keeps all.
 
     Raises:
-        ValueError: nothing there, or no such split.
+        ValueError: nothing there, no such split, or damaged files.
     """
     import datasets
+
+    folder = resolve(source, DATA_FILES, "dataset") if link_to(str(source)) else source
 
     def load() -> Any:
         if str(source).endswith(".parquet"):
             return datasets.load_dataset("parquet", data_files={split: str(source)}, split=split)
-        name, revision = split_source(str(source))
-        return datasets.load_dataset(name, split=split, revision=revision)
+        return datasets.load_dataset(str(folder), split=split)
 
     rows = patiently(load, f"load the split {split!r} of the dataset {str(source)!r}")
     assert isinstance(rows, datasets.Dataset)

@@ -131,11 +131,10 @@ class TokenizedFolder:
         """The picture of some rows, for the card."""
         return self.out / PREVIEW
 
-    def show(self, preview: bytes | None) -> None:
-        """Keep a picture of some rows, and bring the card up to date; None is passed over."""
-        if preview is not None:
-            write_atomically(self.preview, preview)
-            self._update_card()
+    def show(self, preview: bytes) -> None:
+        """Keep a picture of some rows, and bring the card up to date."""
+        write_atomically(self.preview, preview)
+        self._update_card()
 
     def path(self, number: int) -> Path:
         """Where part `number` lies."""

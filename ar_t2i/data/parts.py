@@ -130,11 +130,16 @@ class PartWriter:
 
     def _flush(self) -> None:
         if self._file is None:
-            self._file = pq.ParquetWriter(self.path, SCHEMA, compression="zstd", write_page_index=True)
+            self._file = open_writer(self.path)
         group = {name: rows[:ROWS_PER_GROUP] for name, rows in self._waiting.items()}
         self._waiting = {name: rows[ROWS_PER_GROUP:] for name, rows in self._waiting.items()}
         if group["__key__"]:  # the datasets library stumbles over a row group without rows, not over a file without
             self._file.write_table(pa.table(group, schema=SCHEMA))
+
+
+def open_writer(path: Path) -> pq.ParquetWriter:
+    """A parquet file of rows, with checksums of its pages for those who stream it."""
+    return pq.ParquetWriter(path, SCHEMA, compression="zstd", write_page_index=True, write_page_checksum=True)
 
 
 def arrow_bytes(path: Path) -> int:

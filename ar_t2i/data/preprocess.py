@@ -130,6 +130,8 @@ def tokenize_shards(
         with Progress(len(todo), shown=rank == 0) as progress, _decoder(image_tokenizer, config) as decode:
             encode = Encoder(image_tokenizer, _device(config), config.dtype, folder.arithmetics(), progress.say)
             progress.say(_plan(folder, todo, len(mine)))
+            if rank == 0:
+                _show_rows(folder, image_tokenizer, encode.device)
             for number, samples in decode((number, iterate_samples(shards[number])) for number in todo):
                 try:
                     with folder.part(number) as part:
@@ -140,8 +142,8 @@ def tokenize_shards(
                             part.add([item.key for item in batch], captions, codes, ids)
                         part.arithmetic = encode.arithmetic
                     progress.finish(folder.path(number).stem, folder.records[number])
-                    if rank == 0 and not folder.preview.exists():
-                        folder.show(draw_preview(folder.path(number), image_tokenizer, encode.device))
+                    if rank == 0:
+                        _show_rows(folder, image_tokenizer, encode.device)
                 except UnreadableShard as error:
                     unreadable[number] = error
     report = _report(folder, mine, todo.keys() - unreadable.keys(), progress.per_second)
@@ -152,6 +154,14 @@ def tokenize_shards(
             "all others are finished: run the same command again"
         )
     return report
+
+
+def _show_rows(folder: TokenizedFolder, image_tokenizer: ImageTokenizer, device: torch.device) -> None:
+    """Draw some rows for the card as soon as there are any."""
+    full = (folder.path(number) for number, record in sorted(folder.records.items()) if record.kept)
+    path = next((path for path in full if path.exists()), None)
+    if path is not None and not folder.preview.exists():
+        folder.show(draw_preview(path, image_tokenizer, device))
 
 
 def _batches(items: Iterable[Decoded], part: PartWriter, size: int) -> Iterator[list[Decoded]]:

@@ -18,22 +18,20 @@ _CAPTIONS = "captions"
 
 
 @torch.inference_mode()
-def draw_preview(part: Path, image_tokenizer: ImageTokenizer, device: torch.device) -> bytes | None:
+def draw_preview(part: Path, image_tokenizer: ImageTokenizer, device: torch.device) -> bytes:
     """Decode the first rows of a part; their captions stand in the PNG's text.
 
     Args:
-        part: a parquet file of the dataset.
+        part: a parquet file of the dataset, with rows.
         image_tokenizer: on `device`, as it was when it wrote the codes.
         device: where it is.
 
     Returns:
-        a PNG, None where the part has no rows.
+        a PNG.
     """
     with pq.ParquetFile(part) as file:
         columns = ["image_tokens", "text"]
-        rows = next(file.iter_batches(ROWS * COLUMNS, columns=columns), None)
-    if rows is None or not rows.num_rows:
-        return None
+        rows = next(file.iter_batches(ROWS * COLUMNS, columns=columns))
     codes = torch.tensor(rows["image_tokens"].to_pylist(), device=device)
     pixels = (image_tokenizer.decode(codes).float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
     edge = image_tokenizer.image_size

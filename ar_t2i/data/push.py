@@ -11,21 +11,24 @@ push to one repository: what is there is never sent again, and the card counts w
 
 import json
 import re
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from ar_t2i.data.card import HEADER, TEMPLATE, describe, in_order, is_own_text, split_of, with_marked
-from ar_t2i.data.parts import PartRecord, arrow_bytes, write_atomically
+from ar_t2i.data.parts import PartRecord, arrow_bytes, open_writer, write_atomically
 from ar_t2i.data.preview import PREVIEW, read_captions
 from ar_t2i.hub.cards import read_card, write_card_text
-from ar_t2i.hub.names import allowed
+from ar_t2i.hub.names import allowed, resolve
 from ar_t2i.hub.remote import Remote, file_digest
 
 if TYPE_CHECKING:
@@ -49,6 +52,8 @@ class Shard:
     """Parts of the split."""
     parts: Sequence[Path]
     records: Sequence[PartRecord]
+    parts_per_shard: int
+    """Of all shards but the last of a split."""
 
     @property
     def stem(self) -> str:
@@ -73,26 +78,37 @@ class _Page:
         self.remote, self.folder, self.license = remote, folder, license
         self.contents: dict[str, bytes] = {}
         """Of small files, by git's names for them."""
+        self.commit, self.there = "", dict[str, "RepoFile"]()
+        self.records: dict[str, dict[str, Any]] = {}
+        """Of the shards that are there, by stem."""
 
-    def read(self, file: "RepoFile") -> bytes:
-        """A small file that is there."""
+    def look(self) -> None:
+        """Learn what is there now."""
+        self.commit = self.remote.head()
+        self.there = self.remote.files(self.commit)
+        self.records = self._records(self.there, self.commit)
+
+    def _records(self, there: Mapping[str, "RepoFile"], commit: str) -> dict[str, dict[str, Any]]:
+        stems = [Path(path).stem for path in there if allowed(path, ("manifest/*-of-*.json",))]
+        stems = [stem for stem in stems if f"data/{stem}.parquet" in there]
+        with ThreadPoolExecutor(8) as pool:
+            read = pool.map(lambda stem: self.read(there[f"manifest/{stem}.json"], commit), stems)
+            return {stem: json.loads(content) for stem, content in zip(stems, read, strict=True)}
+
+    def read(self, file: "RepoFile", commit: str) -> bytes:
+        """A small file of a commit, compared with its checksum."""
         if file.blob_id not in self.contents:
-            from huggingface_hub import hf_hub_download
-
-            where: dict[str, Any] = {"repo_id": self.remote.repo_id, "repo_type": "dataset", "filename": file.path}
-            where["revision"] = self.remote.head()
-            found = self.remote.ask(f"read {file.path} of", lambda: hf_hub_download(**where))
-            self.contents[file.blob_id] = Path(found).read_bytes()
+            folder = resolve(f"{self.remote.repo_id}@{commit}", (file.path,), "dataset")
+            self.contents[file.blob_id] = (folder / file.path).read_bytes()
         return self.contents[file.blob_id]
 
     def has(self, shard: Shard) -> bool:
-        """Whether just these parts are there."""
-        there = self.remote.files()
-        sent: list[str] = []
-        if shard.path in there and shard.record_path in there:
-            sent = [part["sha256"] for part in json.loads(self.read(there[shard.record_path]))["parts"]]
-        if sent == [record.sha256 for record in shard.records]:
-            return True
+        """Whether just these parts are there, in a file that has the checksum of its record."""
+        record = self.records.get(shard.stem)
+        file = self.there.get(shard.path)
+        if record and file and file.lfs and file.lfs.sha256 == record["sha256"]:
+            if [part["sha256"] for part in record["parts"]] == [part.sha256 for part in shard.records]:
+                return True
         if any(record.pushed for record in shard.records):
             raise ValueError(
                 f"{self.remote} does not hold {shard.path}, of which parts were deleted here after they had been "
@@ -100,18 +116,17 @@ class _Page:
             )
         return False
 
-    def card(self, new: Mapping[str, Mapping[str, Any]], there: Mapping[str, "RepoFile"]) -> dict[str, bytes]:
+    def card(
+        self, new: Mapping[str, Mapping[str, Any]], there: Mapping[str, "RepoFile"], commit: str
+    ) -> dict[str, bytes]:
         """README.md for what is there and the records that come with this commit, and what it needs beside it."""
-        records: dict[str, Mapping[str, Any]] = {
-            Path(path).stem: json.loads(self.read(file))
-            for path, file in there.items()
-            if allowed(path, ("manifest/*-of-*.json",)) and f"data/{Path(path).stem}.parquet" in there
-        }
+        records: dict[str, Mapping[str, Any]] = dict(self._records(there, commit))
         records |= {Path(path).stem: record for path, record in new.items()}
+        _check_apart(records, self.remote)
         paths = [self.folder / name for name in (MANIFEST, PREVIEW)]
         kept = {path.name: path.read_bytes() for path in paths if path.exists()}
-        kept |= {path.name: self.read(there[path.name]) for path in paths if path.name in there}  # these stay
-        header, body = self._text(there)
+        kept |= {path.name: self.read(there[path.name], commit) for path in paths if path.name in there}
+        header, body = self._text(there, commit)
         if self.license:
             header["license"] = self.license
         others = [entry for entry in header.get("configs") or [] if entry.get("config_name", "default") != "default"]
@@ -125,19 +140,18 @@ class _Page:
         marked = describe(json.loads(kept[MANIFEST]), parts, files, read_captions(kept.get(PREVIEW, b"")))
         return {**kept, "README.md": write_card_text(header, with_marked(body, marked)).encode()}
 
-    def _text(self, there: Mapping[str, "RepoFile"]) -> tuple[dict[str, Any], str]:
+    def _text(self, there: Mapping[str, "RepoFile"], commit: str) -> tuple[dict[str, Any], str]:
         """Yaml and text of the card: what people wrote here goes before what they wrote there."""
         here = _local_card(self.folder)
         header, body = read_card(here) if here else (HEADER, TEMPLATE)
         if "README.md" not in there:
             return dict(header), body
-        their_header, their_body = read_card(self.read(there["README.md"]).decode(errors="replace"))
+        their_header, their_body = read_card(self.read(there["README.md"], commit).decode(errors="replace"))
         return {**their_header, **header}, body if is_own_text(body) else their_body
 
     def check_same_dataset(self, facts: Mapping[str, Any], shards: Sequence[Shard]) -> None:
         """Refuse to mix parts of different runs in one repository."""
-        there = self.remote.files()
-        known = json.loads(self.read(there[MANIFEST])) if MANIFEST in there else facts
+        known = json.loads(self.read(self.there[MANIFEST], self.commit)) if MANIFEST in self.there else facts
         for name, value in facts.items():
             if name != "versions" and known.get(name) != value:
                 raise ValueError(
@@ -145,12 +159,12 @@ class _Page:
                     f"{str(value)[:16]}: push it to a repository or branch of its own"
                 )
         totals = {shard.split: shard.total for shard in shards}
-        for path in there:
+        for path in self.there:
             match = _STEM.fullmatch(Path(path).stem)
             if match and int(match["total"]) != totals.get(match["split"], int(match["total"])):
                 raise ValueError(
                     f"{self.remote} holds {path} of a run over {int(match['total'])} shards, this one has "
-                    f"{totals[match['split']]}: push to a repository or branch of its own, or delete it there"
+                    f"{totals[match['split']]}: push to a repository or branch of its own"
                 )
 
 
@@ -165,10 +179,21 @@ def push_dataset(folder: Path, remote: Remote, license: str, message: str, free:
         free: delete parts here that are there, checked; `preprocess` counts them as finished.
 
     Raises:
-        ValueError: nothing finished, parts that are damaged, parts of another run there, a push that failed.
+        ValueError: nothing finished, parts that are damaged, parts of another run there, a push that failed, another
+            push of this folder.
     """
-    shards = list(finished_shards(folder))
-    page = _Page(remote, folder, license)
+    try:
+        with FileLock(folder / "manifest" / ".push.lock", timeout=0):
+            for scratch in folder.glob(".shard-*"):  # of a push that was killed
+                shutil.rmtree(scratch)
+            return _push(folder, _Page(remote, folder, license), message, free)
+    except Timeout as error:
+        raise ValueError(f"another push of {folder} is at work: wait for its end") from error
+
+
+def _push(folder: Path, page: _Page, message: str, free: bool) -> str:
+    page.look()
+    shards = list(finished_shards(folder, page.records))
     page.check_same_dataset(json.loads((folder / MANIFEST).read_bytes()), shards)
     missing = [shard for shard in shards if not page.has(shard)]
     for start in range(0, len(missing), SHARDS_AT_ONCE):
@@ -181,18 +206,18 @@ def push_dataset(folder: Path, remote: Remote, license: str, message: str, free:
                 digests[shard.path] = record["sha256"]
                 files[shard.record_path] = (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
             done = min(start + SHARDS_AT_ONCE, len(missing))
-            remote.push(
+            page.remote.push(
                 files, f"{message} ({done} of {len(missing)} shards)",
                 digests=digests, amend=partial(page.card, records),
             )  # fmt: skip
-        print(f"{remote}: {len(shards) - len(missing) + done} of {len(shards)} shards are there", flush=True)
+        print(f"{page.remote}: {len(shards) - len(missing) + done} of {len(shards)} shards are there", flush=True)
         if free:
             for shard in missing[start:done]:
-                _free(folder, shard, remote)
+                _free(folder, shard, page.remote)
     if free:
         for shard in shards:
-            _free(folder, shard, remote)
-    return remote.push(_beside(folder), f"{message}: card", amend=partial(page.card, {}))
+            _free(folder, shard, page.remote)
+    return page.remote.push(_beside(folder), f"{message}: card", amend=partial(page.card, {}))
 
 
 def check_licence(folder: Path, license: str) -> None:
@@ -206,16 +231,38 @@ def has_finished_part(folder: Path) -> bool:
     return any((folder / "data").glob("*.parquet"))
 
 
-def plan_dataset(folder: Path, there: Mapping[str, "RepoFile"]) -> Iterator[tuple[str, int, str]]:
-    """State, bytes and path of each file that a push would send; a shard of several parts is about so large."""
-    for shard in finished_shards(folder, settle=False):
-        state = "new" if shard.path not in there else "there"
-        yield state, sum(record.bytes for record in shard.records), shard.path
-        yield state, sum(len(json.dumps(asdict(record))) for record in shard.records), shard.record_path
-    for path in (*_beside(folder).values(), *(folder / name for name in (MANIFEST, PREVIEW, "README.md"))):
-        if path.exists():
-            state = "new" if path.name not in there else "there" if path.name in (MANIFEST, PREVIEW) else "renewed"
-            yield state, path.stat().st_size, path.name
+def plan_dataset(folder: Path, before: Remote | None, license: str) -> list[tuple[str, int, str]]:
+    """State, bytes and path of each file that a push would send or pass over.
+
+    The bytes of a shard of several parts and of its record are about right.
+
+    Args:
+        folder: the dataset.
+        before: what the push will find, None for nothing.
+        license: as for `push_dataset`.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    page = _Page(before or Remote(""), folder, license)
+    if before:
+        page.look()
+    shards = list(finished_shards(folder, page.records, settle=False))
+    plan = []
+    for shard in shards:
+        state = "there" if page.has(shard) else "changed" if shard.path in page.there else "new"
+        plan.append((state, sum(record.bytes for record in shard.records), shard.path))
+        plan.append((state, sum(len(json.dumps(asdict(record))) for record in shard.records), shard.record_path))
+    changes = any(state != "there" for state, *_ in plan)
+    beside = {name: path.read_bytes() for name, path in _beside(folder).items()}
+    beside |= page.card({}, page.there, page.commit) if not changes else {}
+    for name in (MANIFEST, PREVIEW, "README.md"):
+        if name not in beside and (folder / name).exists():
+            beside[name] = (folder / name).read_bytes()
+    for name, content in beside.items():
+        same = name in page.there and Remote.holds(page.there[name], CommitOperationAdd(name, content))
+        kept = same or (name in page.there and name in (MANIFEST, PREVIEW))
+        plan.append(("there" if kept else "changed" if name in page.there else "new", len(content), name))
+    return plan
 
 
 def _beside(folder: Path) -> dict[str, Path]:
@@ -228,11 +275,12 @@ def _local_card(folder: Path) -> str:
     return (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
 
 
-def finished_shards(folder: Path, settle: bool = True) -> Iterator[Shard]:
+def finished_shards(folder: Path, there: Mapping[str, Any], settle: bool = True) -> Iterator[Shard]:
     """The shards whose parts are all finished, split by split; those of unfinished parts are passed over.
 
     Args:
         folder: the dataset.
+        there: records of the shards that the repository holds: it goes on with as many parts a shard.
         settle: write down how many parts make a shard, so that later pushes cut in the same places.
 
     Raises:
@@ -248,7 +296,9 @@ def finished_shards(folder: Path, settle: bool = True) -> Iterator[Shard]:
             totals[match["split"]] = int(match["total"])
     if not records:
         raise ValueError(f"{folder} has no finished part yet: nothing to push")
-    size = _parts_per_shard(folder, [record for parts in records.values() for _, record in parts.values()], settle)
+    finished = [record for parts in records.values() for _, record in parts.values()]
+    known = next((record["parts_per_shard"] for record in there.values()), 0)
+    size = known or _parts_per_shard(folder, finished, settle)
     for split, parts in records.items():
         for start in range(0, totals[split], size):
             numbers = range(start, min(start + size, totals[split]))
@@ -256,7 +306,7 @@ def finished_shards(folder: Path, settle: bool = True) -> Iterator[Shard]:
                 chosen = [parts[number] for number in numbers]
                 yield Shard(
                     split=split, number=start, total=totals[split],
-                    parts=[path for path, _ in chosen], records=[record for _, record in chosen],
+                    parts=[path for path, _ in chosen], records=[record for _, record in chosen], parts_per_shard=size,
                 )  # fmt: skip
 
 
@@ -296,6 +346,18 @@ def describe_dataset(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
+def _check_apart(records: Mapping[str, Mapping[str, Any]], remote: Remote) -> None:
+    """Raise ValueError where two shards hold the same part: pushes that began at once cut in different places."""
+    owner: dict[tuple[str, int], str] = {}
+    for stem, record in records.items():
+        match = _STEM.fullmatch(stem)
+        assert match is not None
+        for number in range(int(match["number"]), int(match["number"]) + len(record["parts"])):
+            other = owner.setdefault((match["split"], number), stem)
+            if other != stem:
+                raise ValueError(f"{remote} holds parts of {stem} in {other}, from another push: run this push again")
+
+
 def _parts_per_shard(folder: Path, records: Sequence[PartRecord], settle: bool) -> int:
     path = folder / "manifest" / "shards.json"
     try:
@@ -311,7 +373,7 @@ def _parts_per_shard(folder: Path, records: Sequence[PartRecord], settle: bool) 
 def _merge(shard: Shard, scratch: Path) -> Path:
     """All parts in one file, row group after row group; memory holds one at a time."""
     path = scratch / f"{shard.stem}.parquet"
-    with pq.ParquetWriter(path, pq.read_schema(shard.parts[0]), compression="zstd", write_page_index=True) as writer:
+    with open_writer(path) as writer:
         for part in shard.parts:
             with pq.ParquetFile(part) as file:
                 for number in range(file.num_row_groups):
@@ -332,6 +394,7 @@ def _file(shard: Shard, scratch: Path) -> Path:
 def _record(shard: Shard, path: Path) -> dict[str, Any]:
     parts = list(zip(shard.parts, shard.records, strict=True))
     return {
+        "parts_per_shard": shard.parts_per_shard,
         "parts": [asdict(record) for record in shard.records],
         "kept": sum(record.kept for record in shard.records),
         "bytes": path.stat().st_size,

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ar_t2i.data.dataset import CODES, TEXT, check_codes, split_source
+from ar_t2i.data.dataset import CODES, TEXT, check_codes
+from ar_t2i.hub.names import link_to
 from ar_t2i.hub.remote import patiently
 from ar_t2i.sequence import sequence_ids
 from ar_t2i.vocabulary import Vocabulary
@@ -28,6 +29,8 @@ class _Group(NamedTuple):
     number: int
     """Within the file."""
     rows: int
+    bytes: int
+    """Of its pages, uncompressed."""
 
 
 class StreamedDataset:
@@ -101,8 +104,10 @@ class StreamedDataset:
         return sequence_ids(self.vocabulary, caption[: self.max_caption_length], codes[row])
 
     def digest(self) -> str:
-        """sha256 hex over the files and their row groups; the commit stands in the name of a file on the Hub."""
-        lines = "".join(f"{group.url} {group.number} {group.rows}\n" for group in self.groups)
+        """sha256 hex over the names of the files, and rows and bytes of their row groups: tells datasets apart."""
+        lines = "".join(
+            f"{group.url.rpartition('/')[2]} {group.number} {group.rows} {group.bytes}\n" for group in self.groups
+        )
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def code_entropy(self) -> float:
@@ -129,8 +134,10 @@ class StreamedDataset:
         def read() -> Any:
             try:
                 return self._open(group.url).read_row_group(group.number, columns=[CODES, TEXT])
-            except Exception:
-                self._files.pop(group.url, None)  # a connection that broke is not used again
+            except Exception as error:
+                self._files.pop(group.url, None)  # neither a broken connection nor damaged bytes are used again
+                if isinstance(error, OSError) and "CRC" in str(error):
+                    raise ConnectionError(f"bytes came damaged: {error}") from error
                 raise
 
         table = patiently(read, f"read {group.url}")
@@ -143,8 +150,8 @@ class StreamedDataset:
         footer = patiently(lambda: self._open(url), f"read {url}")
         if missing := {CODES, TEXT} - set(footer.schema_arrow.names):
             raise ValueError(f"{url} lacks the columns {sorted(missing)}; it has {footer.schema_arrow.names}")
-        counts = [footer.metadata.row_group(number).num_rows for number in range(footer.num_row_groups)]
-        return [_Group(url, number, count) for number, count in enumerate(counts)]
+        groups = [footer.metadata.row_group(number) for number in range(footer.num_row_groups)]
+        return [_Group(url, number, group.num_rows, group.total_byte_size) for number, group in enumerate(groups)]
 
     def _open(self, url: str) -> Any:
         import fsspec
@@ -154,7 +161,7 @@ class StreamedDataset:
             self._files, self._process = {}, os.getpid()
         if url not in self._files:
             file: Any = fsspec.open(url, "rb")
-            self._files[url] = pq.ParquetFile(file.open(), pre_buffer=True)
+            self._files[url] = pq.ParquetFile(file.open(), pre_buffer=True, page_checksum_verification=True)
         return self._files[url]
 
 
@@ -164,8 +171,9 @@ def _urls(source: str, split: str) -> list[str]:
 
     if source.endswith(".parquet"):
         return [source]
-    name, revision = split_source(source)
-    builder = patiently(lambda: datasets.load_dataset_builder(name, revision=revision), f"find the dataset {source!r}")
+    name, _, revision = source.partition("@") if link_to(source) else (source, "", "")
+    where = {"revision": revision or None}
+    builder = patiently(lambda: datasets.load_dataset_builder(name, **where), f"find the dataset {source!r}")
     files = builder.config.data_files
     if not files or split not in files:
         raise ValueError(f"the dataset {source!r} has no split {split!r}; it has {', '.join(map(str, files or {}))}")

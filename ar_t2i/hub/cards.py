@@ -7,6 +7,8 @@ from typing import Any
 import yaml
 
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_COMMANDS = re.compile(r"""(from_pretrained\("|--bundle )[\w.-]+/[\w.@/-]+""")
+"""Of a card that was published under another id before."""
 PLACEHOLDER = "path/to/this/folder"
 """What a card that was not published yet says in the place of its id."""
 LIBRARY: dict[str, dict[str, Any]] = {
@@ -39,12 +41,12 @@ def write_card_text(header: Mapping[str, Any], body: str) -> str:
     return f"---\n{yaml.safe_dump(dict(header), sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
-def published_card(text: str, repo_id: str, kind: str, links: Mapping[str, str]) -> str:
+def published_card(text: str, address: str, kind: str, links: Mapping[str, str]) -> str:
     """The card as it stands on the Hub: with licence and links, and the id where the folder's path stood.
 
     Args:
         text: the card so far, "" for none.
-        repo_id: owner/name.
+        address: owner/name, with @branch where it is not main.
         kind: bundle, image tokenizer or vocabulary.
         links: license, datasets and base_model; empty ones are left as they are.
 
@@ -59,5 +61,7 @@ def published_card(text: str, repo_id: str, kind: str, links: Mapping[str, str])
             header[name] = [value] if name == "datasets" else value
     if not header.get("license"):
         raise ValueError("the card names no licence: give --license, such as apache-2.0, or write `license:` into it")
-    body = body.replace(PLACEHOLDER, repo_id)
+    body = body.replace(PLACEHOLDER, address)
+    body = _COMMANDS.sub(lambda found: found[1] + address, body)
+    repo_id = address.partition("@")[0]
     return write_card_text(header, body or f"\n# {repo_id.rpartition('/')[2]}\n\nA {kind} of ar_t2i.\n")

@@ -4,12 +4,13 @@ import fnmatch
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ar_t2i.hub.remote import Remote, RepoType, answered, bound_waiting, file_digest, patiently
+from ar_t2i.hub.remote import Remote, RepoType, Unavailable, file_digest, patiently
 
 BUNDLE_FILES = (
     "README.md", "LICENSE", "ar_t2i.json", "config.json", "generation_config.json", "words.txt", "*.png",
@@ -54,8 +55,11 @@ def split_id(name: str) -> tuple[str, str]:
 
 
 def link_to(name: str) -> str:
-    """The id of the Hub that a name means, without its revision; "" where it is a folder or file here, or empty."""
-    return "" if not name or Path(name).exists() else split_id(name)[0]
+    """The id of the Hub that a name means, without its revision; "" where it means a folder, a file or a url."""
+    try:
+        return "" if Path(name).exists() else split_id(name)[0]
+    except ValueError:
+        return ""
 
 
 def allowed(path: str, patterns: Iterable[str]) -> bool:
@@ -78,10 +82,9 @@ def resolve(name: str | Path, patterns: Sequence[str] = BUNDLE_FILES, repo_type:
     """
     if Path(name).is_dir():
         return Path(name)
-    repo_id, revision = split_id(str(name))
-    bound_waiting()
+    remote = Remote(*split_id(str(name)), repo_type=repo_type)
     for _ in range(2):
-        folder = _snapshot(repo_id, revision, patterns, repo_type)
+        folder = _snapshot(remote, patterns)
         damaged = _damaged(folder)
         if not damaged:
             return folder
@@ -101,13 +104,13 @@ def resolve_checkpoint(name: str | Path) -> Path:
     if Path(name).is_dir():
         return Path(name)
     repo_id, revision = split_id(str(name))
-    there = Remote(repo_id, "model", revision).files()
-    found = [path.split("/")[1] for path in there if allowed(path, ("checkpoints/step-*/state.json",))]
+    folder = resolve(name, ("checkpoints/*/state.json",))
+    found = [int(path.name[5:]) for path in folder.glob("checkpoints/step-*") if path.name[5:].isdecimal()]
     if not found:
         raise ValueError(f"{name} holds no training checkpoint: expected checkpoints/step-*/ in it")
-    newest = max(found, key=lambda step: int(step.removeprefix("step-")))
-    files = [f"checkpoints/{newest}/{file}" for file in CHECKPOINT_FILES]
-    return resolve(name, files) / "checkpoints" / newest
+    newest = f"checkpoints/step-{max(found):06d}"
+    files = [f"{newest}/{file}" for file in CHECKPOINT_FILES]
+    return resolve(f"{repo_id}@{folder.name}", files) / newest
 
 
 def refuse_pickles(paths: Iterable[str], name: str) -> None:
@@ -121,30 +124,35 @@ def refuse_pickles(paths: Iterable[str], name: str) -> None:
         )
 
 
-def _snapshot(repo_id: str, revision: str, patterns: Sequence[str], repo_type: RepoType) -> Path:
+def _snapshot(remote: Remote, patterns: Sequence[str]) -> Path:
+    """The cached folder of a revision, brought up to date where there is a way to the Hub."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def download() -> Path:
-        where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
-        return Path(snapshot_download(**where, allow_patterns=list(patterns)))
+    where: dict[str, Any] = {"repo_id": remote.repo_id, "repo_type": remote.repo_type, "revision": remote.revision}
 
-    remote = Remote(repo_id, repo_type, revision)
+    def download() -> Path:
+        commit = remote.api.repo_info(**where).sha  # asked first: below, a 503 quietly means the cache
+        folder = Path(snapshot_download(**where, allow_patterns=list(patterns)))
+        if folder.name != commit:
+            raise ConnectionError(f"{remote} moved on while it was read")
+        return folder
+
+    state = "the network is switched off (HF_HUB_OFFLINE)"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            folder = patiently(download, f"download {remote}")
+            if remote.repo_type == "model" and not any(folder.rglob("*.safetensors")):
+                refuse_pickles(remote.files(folder.name), str(remote))
+            return folder
+        except Unavailable as error:
+            state = str(error)
     try:
-        folder = patiently(download, f"download {remote}")
-    except ValueError as error:
-        if isinstance(error.__cause__, LocalEntryNotFoundError) and not answered(error.__cause__):
-            state = "the network is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "no network"
-            raise ValueError(
-                f"{remote} is neither a folder here nor in the cache, and {state}: check the name"
-            ) from error
-        raise
-    if (
-        not any(path.suffix == ".safetensors" for path in folder.rglob("*"))
-        and repo_type == "model"
-        and not constants.HF_HUB_OFFLINE
-    ):
-        refuse_pickles(remote.files(), str(remote))
+        folder = Path(snapshot_download(**where, allow_patterns=list(patterns), local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(f"{remote} is neither a folder here nor in the cache, and {state}") from error
+    if not constants.HF_HUB_OFFLINE:
+        print(f"{remote} is taken from the cache, as it was last downloaded: {state}", file=sys.stderr)
     return folder
 
 
@@ -190,13 +198,26 @@ def fetch(name: str, out: Path, patterns: Sequence[str], repo_type: RepoType) ->
     from huggingface_hub import snapshot_download
 
     repo_id, revision = split_id(name)
-    remote = Remote(repo_id, repo_type, revision)
-    commit = remote.ask("read", lambda: remote.api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha)
+    remote = Remote(repo_id, revision, repo_type)
+    try:
+        commit = remote.head()
+    except ValueError as error:
+        other: RepoType = "dataset" if repo_type == "model" else "model"
+        if "no such repository" in str(error) and Remote(repo_id, revision, other).exists():
+            raise ValueError(f"{remote} is a {other}: give --type {other}") from error
+        raise
     there = remote.files(commit)
     refuse_pickles(there, name)
     wanted = {path: file for path, file in there.items() if allowed(path, patterns)}
     if not wanted:
         raise ValueError(f"{remote} holds nothing that is used here; it has {', '.join(sorted(there)[:5])}")
+    here = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    stray = [path for path in here if allowed(path, patterns) and path not in wanted]
+    if stray:
+        raise ValueError(
+            f"{out / stray[0]} is not of {remote} ({len(stray)} such files), and both must not be mixed: "
+            "move it away, or give another --out"
+        )
 
     def download() -> object:
         where: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": commit, "local_dir": out}

@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -27,9 +27,15 @@ FIRST_PAUSE = 1.0
 """Seconds before the second attempt; twice as long before each further one."""
 TIMEOUT = 120.0
 """Seconds without a byte after which a request counts as failed."""
+LONGEST_PAUSE = 300.0
+"""Seconds that a busy Hub is waited for at once."""
 FILES_PER_COMMIT = 100
 
 _MOMENTARY = {408, 409, 412, 425, 429, 500, 502, 503, 504}
+
+
+class Unavailable(ValueError):
+    """A request that failed for reasons that may pass, more often than there is patience for."""
 
 
 def bound_waiting() -> None:
@@ -59,15 +65,16 @@ def patiently(call: Callable[[], T], what: str) -> T:
     Raises:
         ValueError: it failed for good, or too often; the message says what to do.
     """
+    bound_waiting()
     pause = FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
         except Exception as error:
             if not is_momentary(error) or attempt == ATTEMPTS:
-                advice = explain(error)
-                raise ValueError(f"cannot {what}: {advice}") from (None if has_token(error) else error)
-            time.sleep(pause * random.uniform(0.5, 1.5))
+                kind = Unavailable if is_momentary(error) or is_unreachable(error) else ValueError
+                raise kind(f"cannot {what}: {explain(error)}") from (None if has_token(error) else error)
+            time.sleep(max(pause * random.uniform(0.5, 1.5), _asked_pause(error)))
             pause *= 2
     raise AssertionError("unreachable")
 
@@ -78,9 +85,26 @@ def is_momentary(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status in _MOMENTARY
-    names = {kind.__name__ for kind in type(error).__mro__}
-    passing = isinstance(error, (ConnectionError, TimeoutError)) or "TransportError" in names
-    return passing and not _is_offline(error)
+    passing = isinstance(error, (ConnectionError, TimeoutError)) or "TransportError" in _kinds(error)
+    return passing and not is_unreachable(error)
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether there is no way to the Hub at all: no network, or it is switched off."""
+    error = _first(error)
+    return _is_offline(error) or "ConnectError" in _kinds(error)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _asked_pause(error: BaseException) -> float:
+    """Seconds that a Hub which is asked too often wants to be left alone."""
+    headers = getattr(getattr(_first(error), "response", None), "headers", {})
+    asked = f"{headers.get('Retry-After', '')} {headers.get('ratelimit', '')}"  # "30", or "...;r=0;t=30"
+    seconds = re.match(r"\d+", asked) or re.search(r"(?<=t=)\d+", asked)
+    return min(float(seconds[0]), LONGEST_PAUSE) if seconds else 0.0
 
 
 def explain(error: BaseException) -> str:
@@ -92,21 +116,22 @@ def explain(error: BaseException) -> str:
         return f"the disk is full ({error.filename or 'no file named'}): free some space, then run it again"
     if _is_offline(error):
         return "the network is switched off by HF_HUB_OFFLINE: unset it"
+    if name == "GatedRepoError":
+        return "its terms have to be accepted first, on its page, by the owner of this token"
+    if status == 401 and name == "RepositoryNotFoundError":
+        return "no such repository, or it is private: check the name, or log in with `hf auth login`"
     if status == 401 or name == "LocalTokenNotFoundError":
         return "the Hub knows no such token (401): log in with `hf auth login`, or set HF_TOKEN"
-    if status == 403 or name == "GatedRepoError":
+    if status == 403:
         return f"this token may not do that (403): take one with write access, or another namespace. {text}"
     if name in ("RepositoryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError"):
         what = "revision" if name == "RevisionNotFoundError" else "file" if "Entry" in name else "repository"
         return f"no such {what} (404), or it is private and the token may not see it: check the name"
+    if is_unreachable(error):
+        return f"there is no way to the Hub: check the network. {text}"
     if is_momentary(error):
         return f"the Hub did not answer properly in {ATTEMPTS} attempts ({status or name}): run it again later. {text}"
     return f"{text} ({name})"
-
-
-def answered(error: BaseException) -> bool:
-    """Whether a request failed by what the Hub said, not for lack of an answer."""
-    return _status(_first(error)) is not None
 
 
 def without_tokens(text: str) -> str:
@@ -134,12 +159,10 @@ def _is_offline(error: BaseException) -> bool:
 
 
 def _first(error: BaseException) -> BaseException:
-    """The error behind a RuntimeError of huggingface_hub's uploads, or behind its "not in the cache either"."""
+    """The error behind those that tell nothing: of huggingface_hub's uploads, of what datasets generates."""
     cause = error.__cause__
-    if cause is None:
-        return error
-    refused = type(error).__name__ == "LocalEntryNotFoundError" and _status(cause) is not None
-    return cause if refused or isinstance(error, RuntimeError) else error
+    wrapped = isinstance(error, RuntimeError) or type(error).__name__ in ("DatasetGenerationError", "Unavailable")
+    return _first(cause) if wrapped and cause else error
 
 
 def _status(error: BaseException) -> int | None:
@@ -151,15 +174,14 @@ class Remote:
     """One repository at one revision."""
 
     repo_id: str
-    repo_type: RepoType
     revision: str = "main"
+    repo_type: RepoType = "model"
 
     @cached_property
     def api(self) -> "HfApi":
         """The client."""
         from huggingface_hub import HfApi
 
-        bound_waiting()
         return HfApi()
 
     def ask(self, what: str, call: Callable[[], T]) -> T:
@@ -179,14 +201,29 @@ class Remote:
         return self.ask("look for", lambda: self.api.repo_exists(**self._where))
 
     def create(self, private: bool) -> None:
-        """Make the repository, and the branch, where they are missing."""
+        """Make the repository, and the branch, where they are missing.
+
+        Raises:
+            ValueError: it may not be made, is public although `private` is asked for, or the revision is no branch.
+        """
         self.ask("create", lambda: self.api.create_repo(**self._where, private=private, exist_ok=True))
+        if private and not self.ask("read", lambda: self.api.repo_info(**self._where).private):
+            raise ValueError(f"{self.repo_id} is there and public: make it private on its page, or take another name")
         if self.revision != "main" and not self.revision.startswith("refs/"):
+            if re.fullmatch(r"[0-9a-f]{40}", self.revision) or self.revision in self._tags():
+                raise ValueError(f"{self} is a tag or a commit, to which nothing can be pushed: name a branch")
             self.ask("create", lambda: self.api.create_branch(**self._where, branch=self.revision, exist_ok=True))
 
     def open_pull_request(self, title: str) -> str:
-        """Open a pull request and go on in it; returns its address."""
-        made = self.ask("open a pull request in", lambda: self.api.create_pull_request(**self._where, title=title))
+        """Open a pull request, or take one's own draft of this title, and go on in it; returns its address."""
+
+        def draft() -> Any:
+            me = self.api.whoami()["name"]
+            found = self.api.get_repo_discussions(**self._where, discussion_type="pull_request")
+            own = (one for one in found if (one.title, one.status, one.author) == (title, "draft", me))
+            return next(own, None) or self.api.create_pull_request(**self._where, title=title)
+
+        made = self.ask("open a pull request in", draft)
         self.revision = made.git_reference or f"refs/pr/{made.num}"
         return made.url
 
@@ -199,22 +236,37 @@ class Remote:
         )
 
     def tag(self, name: str) -> None:
-        """Name the head of this revision; a tag of that name elsewhere is an error."""
-        refs = self.ask("read the tags of", lambda: self.api.list_repo_refs(**self._where))
+        """Name the head of this revision."""
         head = self.head()
-        for tag in refs.tags:
-            if tag.name == name and tag.target_commit != head:
-                raise ValueError(
-                    f"{self.repo_id} has a tag {name!r} already, at {tag.target_commit[:8]}: take another name"
-                )
+        self.check_tag(name, head)
         where: dict[str, Any] = {**self._where, "tag": name, "revision": head, "exist_ok": True}
         self.ask("tag", lambda: self.api.create_tag(**where))
+
+    def check_tag(self, name: str, commit: str) -> None:
+        """Raise ValueError for a name that a tag cannot have, or that one of another commit has."""
+        if not re.fullmatch(r"\w[\w./-]*", name):
+            raise ValueError(f"tag {name!r}: expected letters, digits, dots, slashes and dashes, such as v1.0")
+        known = self._tags().get(name, commit)
+        if known != commit:
+            raise ValueError(f"{self.repo_id} has a tag {name!r} already, at {known[:8]}: take another name")
+
+    def _tags(self) -> dict[str, str]:
+        """Commits of the tags."""
+        refs = self.ask("read the tags of", lambda: self.api.list_repo_refs(**self._where))
+        return {tag.name: tag.target_commit for tag in refs.tags}
 
     def head(self) -> str:
         """The commit that the revision means now."""
         found = self.ask("read", lambda: self.api.repo_info(**self._where, revision=self.revision).sha)
         assert found is not None
         return found
+
+    def before(self) -> "Remote | None":
+        """What a push will find: this revision, main where it is a branch that is still to be made, None."""
+        if not self.exists():
+            return None
+        found = self.ask("look for", lambda: self.api.revision_exists(**self._where, revision=self.revision))
+        return self if found else replace(self, revision="main")
 
     def files(self, revision: str | None = None) -> dict[str, "RepoFile"]:
         """All files at a revision, by path."""
@@ -233,7 +285,7 @@ class Remote:
         *,
         digests: Mapping[str, str] | None = None,
         replaced: Callable[[str], bool] = lambda path: False,
-        amend: Callable[[Mapping[str, "RepoFile"]], Mapping[str, bytes]] = lambda remote: {},
+        amend: Callable[[Mapping[str, "RepoFile"], str], Mapping[str, bytes]] = lambda there, commit: {},
     ) -> str:
         """Make the repository hold these files; what it holds already is not sent, and all is compared in the end.
 
@@ -244,7 +296,8 @@ class Remote:
             message: of the commits.
             digests: sha256 that some of the files must have; they are read once, on their way.
             replaced: paths there for which this is true are deleted if they are not among `files`.
-            amend: given the files there, gives more to write; asked again when another push came in between.
+            amend: given the files there and their commit, gives more to write; asked again when another push came in
+                between.
 
         Returns:
             the commit.
@@ -275,15 +328,16 @@ class Remote:
         digests: Mapping[str, str],
         message: str,
         superfluous: Callable[[str], bool] | None = None,
-        amend: Callable[[Mapping[str, "RepoFile"]], Mapping[str, bytes]] | None = None,
+        amend: Callable[[Mapping[str, "RepoFile"], str], Mapping[str, bytes]] | None = None,
     ) -> None:
         """One attempt: look at what is there, send what is missing, on top of just that state."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         where: dict[str, Any] = {**self._where, "revision": self.revision}
         head = self.api.repo_info(**where).sha
+        assert head is not None
         there = self.files(head)
-        more = amend(there) if amend else {}
+        more = amend(there, head) if amend else {}
         wanted = {**additions, **{path: CommitOperationAdd(path, content) for path, content in more.items()}}
         operations: list[Any] = [op for path, op in wanted.items() if not self.holds(there.get(path), op)]
         if superfluous:

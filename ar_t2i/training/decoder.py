@@ -18,7 +18,7 @@ from ar_t2i.config import to_yaml
 from ar_t2i.data.batching import Batch, BatchStream, collate
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
 from ar_t2i.data.streamed import StreamedDataset
-from ar_t2i.hub.names import resolve
+from ar_t2i.hub.names import link_to, resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import (
     ModelConfig,
@@ -324,8 +324,13 @@ def train_decoder(config: TrainConfig, resume: str = "") -> Path:
         _make_output(output, config)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process and config.hub.repo:
-        task.publisher = Publisher(config.hub, accelerator.print)
-    train(task, config.loop, config.optim, accelerator, output, checkpoint, config.seed)
+        task.publisher = Publisher(config.hub, output, accelerator.print)
+    try:
+        train(task, config.loop, config.optim, accelerator, output, checkpoint, config.seed)
+    except BaseException:
+        if task.publisher:
+            task.publisher.close()
+        raise
     if task.publisher:
         task.publisher.finish(output / "bundle")
     accelerator.print(f"bundle: {output / 'bundle'}   samples: {output / 'samples.md'}")
@@ -342,7 +347,7 @@ def _make_output(output: Path, config: TrainConfig) -> None:
 
 def _check_same_tokenizer(dataset: str, image_tokenizer: ImageTokenizer) -> None:
     """Raise ValueError where the dataset's manifest names another image tokenizer; foreign datasets have none."""
-    folder = Path(dataset) if Path(dataset).exists() else resolve(dataset, ("manifest.json",), "dataset")
+    folder = resolve(dataset, ("manifest.json",), "dataset") if link_to(dataset) else Path(dataset)
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return

@@ -15,6 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ar_t2i.hub.names import link_to
+from ar_t2i.hub.remote import Remote, without_tokens
+
 ATTEMPTS = 4
 """Pushes of the last state before a run gives up."""
 FIRST_PAUSE = 10.0
@@ -41,8 +44,8 @@ class HubConfig:
         """Check the values."""
         if self.every < 0:
             raise ValueError(f"hub.every={self.every}: expected 0 or more steps")
-        if self.repo and ("@" in self.repo or self.repo.count("/") != 1):
-            raise ValueError(f"hub.repo={self.repo!r}: expected owner/name")
+        if self.repo and (self.repo != link_to(self.repo) or without_tokens(self.repo) != self.repo):
+            raise ValueError(f"hub.repo={without_tokens(self.repo)!r}: expected owner/name")
         if self.repo and not self.license:
             raise ValueError("hub.license is not set: a published model needs one, such as apache-2.0")
 
@@ -50,18 +53,31 @@ class HubConfig:
 class Publisher:
     """Pushes in the background."""
 
-    def __init__(self, config: HubConfig, say: Callable[[str], None]) -> None:
-        """Publish as `config` says; `say` prints a line."""
+    def __init__(self, config: HubConfig, output: Path, say: Callable[[str], None]) -> None:
+        """Publish the run in `output` as `config` says; `say` prints a line."""
         self.config, self.say = config, say
-        self.folder = Path(tempfile.mkdtemp(prefix="ar-t2i-push-"))
+        for left in output.glob(".push-*"):  # of a run that was killed
+            shutil.rmtree(left)
+        self.folder = Path(tempfile.mkdtemp(prefix=".push-", dir=output))
         self.waiting: list[Path] = []
         self.thread: threading.Thread | None = None
         self.lock = threading.Lock()
         self.count = 0
+        threading.Thread(target=self._try, daemon=True).start()
+
+    def _try(self) -> None:
+        """Make the repository now: whoever lacks the right to is told hours before the first push."""
+        try:
+            Remote(self.config.repo).create(self.config.private)
+        except ValueError as error:
+            self.say(f"{error}; training goes on, and pushes will be tried")
 
     def offer(self, bundle: Path, checkpoint: Path) -> None:
         """Push this state when the one before is through, unless a newer one comes in the meantime."""
-        copies = [self._copy(bundle), self._copy(checkpoint)]
+        try:
+            copies = [self._copy(bundle), self._copy(checkpoint)]
+        except OSError as error:
+            return self.say(f"{bundle} could not be copied for its push: {error}; training goes on")
         with self.lock:
             old, self.waiting = self.waiting, copies
             if self.thread is None:
@@ -93,7 +109,11 @@ class Publisher:
             self.say(f"{problem}\nthe bundle is complete in {bundle}; push it by: ar-t2i push {' '.join(arguments)}")
             return False
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.close()
+
+    def close(self) -> None:
+        """Give up what waits, and delete the copies."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _work(self) -> None:
         while True:
@@ -113,8 +133,10 @@ class Publisher:
     def _push(self, arguments: list[str]) -> str:
         """Run one push; returns what went wrong, or ""."""
         line = [sys.executable, "-m", "ar_t2i.cli", "push", *arguments]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        return "" if done.returncode == 0 else (done.stderr.strip() or f"a push ended with code {done.returncode}")
+        quiet = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        done = subprocess.run(line, capture_output=True, text=True, check=False, env=quiet)
+        said = done.stderr.strip().splitlines() or [f"a push ended with code {done.returncode}"]
+        return "" if done.returncode == 0 else said[-1]
 
     def _options(self) -> list[str]:
         return ["--license", self.config.license, *(["--private"] if self.config.private else [])]

@@ -928,6 +928,11 @@ class Handler(BaseHTTPRequestHandler):
                 return self.xet_token(rtype, rid, verb == "xet-write-token")
             if verb == "resolve" and n >= 3:
                 return self.download(rtype, rid, s[1], "/".join(s[2:]))
+            if verb == "discussions" and n == 1:
+                found = [
+                    self.discussion_facts(hub.repo(rtype, rid, self.user), num) for num in hub.repos[rtype, rid].prs
+                ]
+                return self.send_json({"discussions": found, "count": len(found), "start": 0})
             if verb == "discussions" and n == 2:
                 return self.discussion(rtype, rid, s[1])
         if m == "POST":
@@ -1665,21 +1670,21 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.hub.repo(rtype, rid, self.user)
         if num not in repo.prs:
             raise HubError(404, "Discussion not found")
+        more = {"events": [], "changes": {"base": "refs/heads/main"}, "filesWithConflicts": False}
+        self.send_json({**self.discussion_facts(repo, num), **more})
+
+    @staticmethod
+    def discussion_facts(repo: Repo, num: str) -> dict:
         i = repo.pr_info[num]
-        self.send_json(
-            {
-                "title": i["title"],
-                "num": int(num),
-                "author": {"name": i["author"]},
-                "createdAt": i["date"],
-                "status": i.get("status", "draft"),
-                "isPullRequest": True,
-                "repo": {"name": repo.id, "type": repo.type},
-                "events": [],
-                "changes": {"base": "refs/heads/main"},
-                "filesWithConflicts": False,
-            }
-        )
+        return {
+            "title": i["title"],
+            "num": int(num),
+            "author": {"name": i["author"]},
+            "createdAt": i["date"],
+            "status": i.get("status", "draft"),
+            "isPullRequest": True,
+            "repo": {"name": repo.id, "type": repo.type},
+        }
 
     # -- xet tokens
 

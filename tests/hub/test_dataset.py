@@ -1,6 +1,7 @@
 """A tokenized dataset on the Hub, pushed whole, in parts, by two at once; and trained from there."""
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -9,11 +10,13 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from filelock import FileLock
 from hub_content import commits, content
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
 from ar_t2i import push as verb
 from ar_t2i.data import push as dataset
+from ar_t2i.data.dataset import load_rows
 from ar_t2i.data.preprocess import PreprocessConfig, preprocess
 from ar_t2i.push import PushConfig, push
 from ar_t2i.slots import SlotConfig, SlotTokenizer
@@ -165,6 +168,103 @@ def test_a_push_that_follows_preprocessing_sends_all_of_it(hub, pictures, tmp_pa
         push(config_of(out, dataset="tester/x"))
 
 
+def test_parts_are_deleted_only_when_the_hub_holds_them(hub, tokens, monkeypatch):
+    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    folder = tokens()
+    expected = rows_of(folder, "train")
+    push(config_of(folder))
+    HfApi().upload_file(
+        path_or_fileobj=b"garbage", path_in_repo="data/train-00001-of-00004.parquet", repo_id="tester/tokens",
+        repo_type="dataset",
+    )  # fmt: skip
+    for options in ({"free": True, "pull_request": True}, {"free": True, "to": "tester/tokens@refs/pr/1"}):
+        with pytest.raises(ValueError, match="--free deletes what is there for good"):
+            push(config_of(folder, **options))
+    (folder / ".shard-dead").mkdir()
+    with (
+        FileLock(folder / "manifest" / ".push.lock"),
+        pytest.raises(ValueError, match="another push of .* is at work"),
+    ):
+        push(config_of(folder, free=True))
+    assert len(list((folder / "data").iterdir())) == 4
+    push(config_of(folder, free=True))
+    assert not list((folder / "data").iterdir()) and not (folder / ".shard-dead").exists()
+    assert datasets.load_dataset("tester/tokens", split="train").to_list() == expected
+
+
+def test_pushes_from_two_folders_cut_in_the_same_places(hub, tokens, monkeypatch):
+    first, second = tokens(out="first"), tokens(out="second")
+    (second / "manifest" / "shards.json").write_text('{"parts_per_shard": 3}')
+    (first / "manifest" / "shards.json").write_text('{"parts_per_shard": 2}')
+    push(config_of(first))
+    push(config_of(second))
+    names = {path for path in content(hub, "tester/tokens", "dataset") if path.startswith("data/")}
+    assert names == {"data/train-00000-of-00004.parquet", "data/train-00002-of-00004.parquet"}
+    assert datasets.load_dataset("tester/tokens", split="train").num_rows == 40
+    records = {"train-00000-of-00004": {"parts": [0] * 3}, "train-00002-of-00004": {"parts": [0] * 2}}
+    with pytest.raises(ValueError, match="holds parts of train-00002-of-00004 in train-00000-of-00004"):
+        dataset._check_apart(records, "x")
+
+
+def test_a_flipped_byte_does_not_reach_the_card(hub, tokens):
+    folder = tokens()
+    push(config_of(folder))
+    card = content(hub, "tester/tokens", "dataset")["README.md"]
+    tokens("validation")
+    rule = hub.fail(method="GET", path="resolve/.*README.md", action="corrupt")
+    push(config_of(folder))
+    assert rule.hits == 1
+    again = content(hub, "tester/tokens", "dataset")["README.md"]
+    assert card.splitlines()[-1] == again.splitlines()[-1] and b"# Captioned pictures as tokens" in again
+
+
+def test_a_dry_run_tells_what_the_push_will_do(hub, tokens, capsys):
+    folder = tokens()
+    with pytest.raises(ValueError, match="names no licence"):
+        push(config_of(folder, license="", dry_run=True))
+
+    def plan(**options) -> dict[str, str]:
+        capsys.readouterr()
+        push(config_of(folder, dry_run=True, **options))
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()[:-1]]
+        return {line[2]: line[0] for line in lines}
+
+    names = {"data/train-00000-of-00004.parquet", "manifest/train-00000-of-00004.json", "manifest.json", "rows.png"}
+    assert plan() == dict.fromkeys({*names, "README.md"}, "new")
+    push(config_of(folder))
+    assert plan() == dict.fromkeys({*names, "README.md"}, "there") == plan(to="tester/tokens@branch")
+    assert plan(license="mit")["README.md"] == "changed"
+    assert set(content(hub, "tester/tokens", "dataset")) == {*names, "README.md"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_training_by_id_notices_a_flipped_byte(hub, tokens, train_run, streaming):
+    folder = tokens()
+    tokens("validation")
+    push(config_of(folder))
+    data = {"batch_size": 8, "validation_rows": 8, "dataset": "tester/tokens", "streaming": streaming}
+    first = train_run(data=data, samples={"every": 0, "prompts": []})
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    rule = hub.fail(method="GET", path="resolve/.*/data/train", action="corrupt")
+    again = train_run(data=data, output=str(first.parent / "again"), samples={"every": 0, "prompts": []})
+    assert rule.hits == 1
+    weights = [(output / "bundle" / "model.safetensors").read_bytes() for output in (first, again)]
+    assert weights[0] == weights[1]
+
+
+def test_without_network_each_revision_is_its_own(hub, tokens, monkeypatch):
+    folder = tokens()
+    push(config_of(folder, tag="v1"))
+    assert load_rows("tester/tokens@v1", "train").num_rows == 40
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "more")
+    push(config_of(folder))
+    assert load_rows("tester/tokens", "train").num_rows == 40
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_rows("tester/tokens@v1", "train").num_rows == 40
+    with pytest.raises(ValueError, match="tester/tokens@v2 is neither a folder here nor in the cache"):
+        load_rows("tester/tokens@v2", "train")
+
+
 def test_an_interrupted_push_is_finished_by_the_next(hub, tokens, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
     folder = tokens()
@@ -256,5 +356,5 @@ def test_training_reads_an_id_and_a_revision(hub, tokens, train_run):
             image_tokenizer=str(first.parent / "other"),
             output=str(first.parent / "new"),
         )
-    with pytest.raises(ValueError, match="cannot load the split 'train' of the dataset 'tester/tokens@v2'"):
+    with pytest.raises(ValueError, match="cannot download tester/tokens@v2: no such revision"):
         train_run(data={**data, "dataset": "tester/tokens@v2"}, output=str(first.parent / "v2"))

@@ -100,7 +100,7 @@ def test_a_dry_run_of_a_dataset_lists_it(hub, tmp_path, capsys):
         shard="a", source=None, checksum=None, sha256="", bytes=5, kept=1, dropped={}, examples={}, arithmetic="cpu"
     )
     record.write(folder / "manifest" / "train-00000-of-00001.json")
-    push(PushConfig(folder=str(folder), to="tester/tokens", dry_run=True))
+    push(PushConfig(folder=str(folder), to="tester/tokens", license="mit", dry_run=True))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["new", "5", "data/train-00000-of-00001.parquet"] and not hub.hub.repos
     assert [line[-1] for line in lines[:4]] == [

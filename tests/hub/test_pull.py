@@ -79,6 +79,38 @@ def test_the_cache_serves_without_network_and_is_checked_once(hub, repo, monkeyp
     assert looked
 
 
+def test_a_pull_is_not_mixed_with_an_older_one(hub, repo, tmp_path):
+    out = tmp_path / "codes"
+    pull(PullConfig(repo=repo, out=str(out)))
+    pull(PullConfig(repo=repo, out=str(out)))
+    HfApi().delete_file("config.json", repo)
+    with pytest.raises(ValueError, match=r"config.json is not of tester/codes \(1 such files\)"):
+        pull(PullConfig(repo=repo, out=str(out)))
+    with pytest.raises(ValueError, match="is a model: give --type model"):
+        pull(PullConfig(repo=repo, out=str(out), type="dataset"))
+
+
+def test_a_busy_hub_does_not_mean_an_old_revision(hub, repo):
+    resolve(repo)
+    HfApi().upload_file(path_or_fileobj=b'{"new": 1}', path_in_repo="config.json", repo_id=repo)
+    rule = hub.fail(method="GET", path="/api/models/tester/codes", status=503, times=2)
+    assert (resolve(repo) / "config.json").read_text() == '{"new": 1}' and rule.hits == 2
+
+
+def test_no_way_to_the_hub_is_said_at_once(hub, repo, monkeypatch, capsys, vocabulary_folder):
+    api = HfApi()
+    api.create_repo("tester/words")
+    api.upload_folder(repo_id="tester/words", folder_path=vocabulary_folder)
+    folders = [resolve(name) for name in (repo, "tester/words")]
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: pytest.fail("there is nothing to wait for"))
+    hub.stop()
+    assert [resolve(name) for name in (repo, "tester/words")] == folders
+    told = [line for line in capsys.readouterr().err.splitlines() if "is taken from the cache" in line]
+    assert len(told) == 2 and all("check the network" in line for line in told)
+    with pytest.raises(ValueError, match="neither a folder here nor in the cache, and cannot download .*the network"):
+        resolve("tester/nothing")
+
+
 def test_pickles_are_refused_by_name(hub, tmp_path):
     api = HfApi()
     api.create_repo("tester/pickled")
@@ -154,5 +186,5 @@ def test_a_network_that_is_switched_off_is_told_at_once(monkeypatch):
     from ar_t2i.data.dataset import load_rows
 
     monkeypatch.setattr(remote.time, "sleep", lambda seconds: pytest.fail("there is nothing to wait for"))
-    with pytest.raises(ValueError, match="the network is switched off by HF_HUB_OFFLINE: unset it"):
+    with pytest.raises(ValueError, match=r"in the cache, and the network is switched off \(HF_HUB_OFFLINE\)"):
         load_rows("tester/nothing", "train")

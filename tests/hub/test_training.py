@@ -1,13 +1,17 @@
 """A run is published while it goes on, and goes on from what was published."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from hub_content import content
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file
 
 from ar_t2i.bundles import load_bundle
+from ar_t2i.hub.names import CHECKPOINT_FILES, resolve_checkpoint
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.training import publish
 from ar_t2i.training.publish import HubConfig
@@ -47,6 +51,37 @@ def test_a_hub_that_fails_harms_nothing(hub, train_run, capsys, monkeypatch):
     assert load_bundle(output / "bundle").words and not hub.hub.repos
 
 
+def test_a_checkpoint_of_the_hub_is_found_again_without_network(hub, monkeypatch):
+    api = HfApi()
+    api.create_repo("tester/run")
+    for step in (4, 12, 8):
+        for name in CHECKPOINT_FILES:
+            path = f"checkpoints/step-{step:06d}/{name}"
+            api.upload_file(path_or_fileobj=str(step).encode(), path_in_repo=path, repo_id="tester/run")
+    folder = resolve_checkpoint("tester/run")
+    assert folder.name == "step-000012" and (folder / "optimizer.safetensors").read_text() == "12"
+    hub.stop()
+    assert resolve_checkpoint("tester/run") == folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert resolve_checkpoint("tester/run") == folder
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(publish.Publisher, "_try", lambda self: None)
+    publisher = publish.Publisher(HubConfig(**REPO), tmp_path, told.append)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "config.json").write_text("{}")
+
+    def full(*paths):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(publish, "_link", full)
+    publisher.offer(tmp_path / "bundle", tmp_path / "bundle")
+    assert len(told) == 1 and "No space left" in told[0] and "training goes on" in told[0]
+    assert publisher.thread is None
+
+
 def test_while_one_push_is_under_way_only_the_newest_state_waits(tmp_path, monkeypatch):
     import threading
 
@@ -59,7 +94,8 @@ def test_while_one_push_is_under_way_only_the_newest_state_waits(tmp_path, monke
         return ""
 
     monkeypatch.setattr(publish.Publisher, "_push", slow)
-    publisher = publish.Publisher(HubConfig(**REPO), print)
+    monkeypatch.setattr(publish.Publisher, "_try", lambda self: None)
+    publisher = publish.Publisher(HubConfig(**REPO), tmp_path, print)
     for number in range(4):
         for name in ("bundle", f"step-{number}"):
             (tmp_path / str(number) / name).mkdir(parents=True)
