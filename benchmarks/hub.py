@@ -107,7 +107,9 @@ def make_dataset(folder: Path, gigabytes: float) -> int:
 
     for name in ("data", "manifest"):
         (folder / name).mkdir(parents=True)
-    (folder / "manifest.json").write_text("{}")
+    counts = ("max_pixels", "min_edge", "max_aspect", "max_caption_chars", "num_codes", "codebook_size", "image_size")
+    words = {"image_tokenizer": "none", "vocabulary": "none", "crop": "center", "versions": {}}
+    (folder / "manifest.json").write_text(json.dumps({**words, **dict.fromkeys(counts, 1)}))
     (folder / "README.md").write_text("")
     rng, rows = np.random.default_rng(0), 10_000
     groups = round(gigabytes * 1e9 / 4 / (rows * 32 * 8))

@@ -172,7 +172,7 @@ def _urls(source: str, split: str) -> list[str]:
     if source.endswith(".parquet"):
         return [source]
     name, _, revision = source.partition("@") if link_to(source) else (source, "", "")
-    where = {"revision": revision or None}
+    where: dict[str, Any] = {"revision": revision or None}
     builder = patiently(lambda: datasets.load_dataset_builder(name, **where), f"find the dataset {source!r}")
     files = builder.config.data_files
     if not files or split not in files:
