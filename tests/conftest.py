@@ -4,6 +4,8 @@ import itertools
 import os
 import shutil
 import subprocess
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,27 @@ def small_disk(tmp_path):
     yield make
     for folder in made:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def as_nobody():
+    """A context of somebody who may not write everywhere, with a folder of their own."""
+
+    @contextmanager
+    def change():
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o777)
+            user = os.geteuid()
+            if user == 0:
+                os.seteuid(65534)
+            try:
+                yield Path(folder)
+            finally:
+                os.seteuid(user)
+                for path in Path(folder).rglob("*"):
+                    path.chmod(0o777)
+
+    return change
 
 
 @pytest.fixture(scope="session")

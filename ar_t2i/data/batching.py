@@ -1,12 +1,12 @@
-"""Which rows stand in which batch, as a pure function of seed and position, and how a batch is laid out.
+"""Which rows stand in which step, as a pure function of seed and position, and how a batch is laid out.
 
-Each epoch is a seeded permutation of the rows, dealt to the processes in turn. A process takes the rows of `POOL`
-micro-batches at
-a time, never of two epochs, builds their sequences, sorts them by length, cuts them into micro-batches and shuffles
-these: so rows of
-like length stand together and little is padding, dropout of captions and merges included. Every row comes at least
-once an epoch; the last batches
-are filled up from the epoch's start. Nothing is kept between steps, so a resumed run goes on exactly where it stopped.
+    stream   all rows of epoch 0 in a seeded order, then those of epoch 1, ...; step k takes rows k G .. (k + 1) G - 1
+    pool     the rows of `POOL` steps, sorted by length and cut into these steps again, which are then shuffled
+    step     G rows of like length, cut into micro-batches, dealt to the processes in turn
+
+So rows of like length stand together and little is padding, and every row comes once an epoch. G, the rows of one
+optimizer step over all processes, is all that matters for what stands in a step: a run can go on with another number
+of processes. Nothing is kept between steps, so a resumed run goes on exactly where it stopped.
 
     input_ids   a  red  bird  SOI  c0 ... c31  EOI  pad  pad
     labels      a  red  bird  SOI  c0 ... c31  EOI  -100 -100
@@ -25,7 +25,8 @@ from ar_t2i.data.streamed import StreamedDataset
 IGNORED = -100
 """The label of a position without target, as in transformers."""
 POOL = 32
-"""Micro-batches sorted by length together: more leaves less padding and less chance in what stands together."""
+"""Steps sorted by length together, less where an epoch is shorter: more leaves less padding, and less chance in what
+stands together."""
 
 Batch = dict[str, Tensor]
 
@@ -34,7 +35,7 @@ class BatchStream(torch.utils.data.Dataset):
     """The endless stream of micro-batches of one process; item j of this dataset is its j-th pool.
 
     Attributes:
-        steps_per_epoch: optimizer steps in which every row comes at least once.
+        rows_per_step: G, over all processes.
     """
 
     def __init__(
@@ -54,41 +55,42 @@ class BatchStream(torch.utils.data.Dataset):
             accumulation: micro-batches of one process in an optimizer step.
             rank: this process.
             world: number of processes.
-            seed: of the permutations.
+            seed: of the order.
         """
-        self.dataset, self.batch_size, self.rank, self.world, self.seed = dataset, batch_size, rank, world, seed
-        self.steps_per_epoch = -(-len(dataset) // (batch_size * accumulation * world))
-        self.batches_per_epoch = self.steps_per_epoch * accumulation
-        self._epoch, self._rows = -1, np.empty((0, batch_size), dtype=np.int64)
+        self.dataset, self.batch_size, self.accumulation = dataset, batch_size, accumulation
+        self.rank, self.world, self.seed = rank, world, seed
+        self.rows_per_step = batch_size * accumulation * world
+        self.steps_per_pool = max(1, min(POOL, dataset.window // self.rows_per_step))
 
-    def rows(self, epoch: int) -> np.ndarray:
-        """The rows that this process reads in an epoch, (batches_per_epoch, batch_size), before sorting by length."""
-        if epoch != self._epoch:
-            order = self.dataset.order(np.random.default_rng((self.seed, epoch)))
-            order = np.resize(order, self.batches_per_epoch * self.world * self.batch_size)
-            self._epoch, self._rows = epoch, order.reshape(-1, self.world, self.batch_size)[:, self.rank]
-        return self._rows
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions start .. stop - 1 of the stream: the rows and their epochs, (stop - start,) int64 each."""
+        epochs, inside = np.divmod(np.arange(start, stop), len(self.dataset))
+        rows = np.empty_like(inside)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            rows[chosen] = self.dataset.shuffled(inside[chosen], (self.seed, epoch))
+        return rows, epochs
 
     def __getitem__(self, pool: int) -> list[Batch]:
-        """The micro-batches of pool `pool`: at most `POOL`, all of one epoch."""
-        epoch, part = divmod(pool, self._pools_per_epoch)
-        rows = self.rows(epoch)[part * POOL : (part + 1) * POOL]
-        sequences = sorted((self.dataset.sequence(row, epoch) for row in rows.flatten().tolist()), key=len)
-        order = np.random.default_rng((self.seed, pool, self.rank)).permutation(len(rows))
-        size, pad_id = self.batch_size, self.dataset.vocabulary.pad_id
-        return [collate(sequences[number * size : (number + 1) * size], pad_id) for number in order]
+        """The micro-batches of this process in pool `pool`, step after step."""
+        size = self.steps_per_pool * self.rows_per_step
+        rows, epochs = self.rows(pool * size, (pool + 1) * size)
+        by_length = self.dataset.lengths_of(rows, epochs).argsort(kind="stable")
+        steps = np.random.default_rng((self.seed, pool)).permutation(by_length.reshape(-1, self.rows_per_step))
+        mine = steps.reshape(-1, self.world, self.batch_size)[:, self.rank]
+        pad_id = self.dataset.vocabulary.pad_id
+        return [
+            collate([self.dataset.sequence(int(rows[place]), int(epochs[place])) for place in places], pad_id)
+            for places in mine
+        ]
 
     def read(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
         """Micro-batches start .. stop - 1 of this process, in order, fetched ahead by worker processes."""
-        epoch, inside = divmod(start, self.batches_per_epoch)
-        first = epoch * self._pools_per_epoch + inside // POOL
-        pools = range(first, -(-stop // self.batches_per_epoch) * self._pools_per_epoch)
+        size = self.steps_per_pool * self.accumulation
+        first, inside = divmod(start, size)
+        pools = range(first, -(-stop // size))
         loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=pools, num_workers=workers)
-        return islice((batch for pool in loader for batch in pool), inside % POOL, inside % POOL + stop - start)
-
-    @property
-    def _pools_per_epoch(self) -> int:
-        return -(-self.batches_per_epoch // POOL)
+        return islice((batch for pool in loader for batch in pool), inside, inside + stop - start)
 
 
 def collate(sequences: Sequence[np.ndarray], pad_id: int) -> Batch:

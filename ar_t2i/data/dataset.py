@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ar_t2i.data.permutation import permuted, uniform
 from ar_t2i.hub.names import link_to, resolve
 from ar_t2i.hub.remote import patiently
 from ar_t2i.sequence import sequence_ids, sequence_length
@@ -77,24 +78,27 @@ class TokenizedDataset:
         self.rows = _encode(rows, vocabulary, self.num_codes)
         caption_lengths = _numpy_column(self.rows, "caption_length")
         self.truncated = int((caption_lengths > max_caption_length).sum())
-        self.lengths = sequence_length(np.minimum(caption_lengths, max_caption_length), self.num_codes)  # type: ignore[arg-type]
+        lengths: Any = sequence_length(np.minimum(caption_lengths, max_caption_length), self.num_codes)  # type: ignore[arg-type]
+        self.lengths = lengths.astype(np.uint16 if lengths.max(initial=0) < 2**16 else np.int64)
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.rows)
 
+    @property
+    def window(self) -> int:
+        """Rows that are shuffled together: all."""
+        return len(self)
+
     def sequence(self, index: int, epoch: int = 0) -> np.ndarray:
         """The ids of row `index` in epoch `epoch`, int64."""
         row = self.rows[index]
         caption: Sequence[int] = row["caption"]
-        if self.caption_dropout or self.bpe_dropout:
+        if self.has_no_caption(np.array([index]), np.array([epoch]))[0]:
+            caption = ()
+        elif self.bpe_dropout:
             rng = np.random.default_rng((self.seed, epoch, index))
-            if rng.random() < self.caption_dropout:
-                caption = ()
-            elif self.bpe_dropout:
-                caption = self.vocabulary.encode_caption_with_dropout(
-                    self.texts[index][TEXT] or "", self.bpe_dropout, rng
-                )
+            caption = self.vocabulary.encode_caption_with_dropout(self.texts[index][TEXT] or "", self.bpe_dropout, rng)
         return sequence_ids(self.vocabulary, caption[: self.max_caption_length], row["codes"])
 
     def words(self) -> frozenset[str]:
@@ -116,9 +120,18 @@ class TokenizedDataset:
             words.update(found[start : start + 100_000]["word"])
         return frozenset(words)
 
-    def order(self, rng: np.random.Generator) -> np.ndarray:
-        """The rows of one epoch, (N,) int64."""
-        return rng.permutation(len(self))
+    def shuffled(self, positions: np.ndarray, key: Sequence[int]) -> np.ndarray:
+        """The rows that stand at some positions of an epoch's order, (n,) int64."""
+        return permuted(positions, len(self), key)
+
+    def has_no_caption(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """Whether rows go without their caption in an epoch, (n,) bool."""
+        return uniform(indices, epochs, self.seed) < self.caption_dropout
+
+    def lengths_of(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """Lengths of the sequences of rows in an epoch, (n,) integers; dropped merges make them longer."""
+        without = sequence_length(0, self.num_codes)
+        return np.where(self.has_no_caption(indices, epochs), without, self.lengths[indices])
 
     def digest(self) -> str:
         """sha256 hex over the lengths of all rows and the codes of the first thousand: tells datasets apart."""

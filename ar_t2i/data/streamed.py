@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ar_t2i.data.dataset import CODES, TEXT, check_codes
+from ar_t2i.data.permutation import permuted, uniform
 from ar_t2i.hub.names import link_to
 from ar_t2i.hub.remote import patiently
 from ar_t2i.sequence import sequence_ids
@@ -75,29 +76,57 @@ class StreamedDataset:
         """Number of rows."""
         return int(self.starts[-1])
 
-    def order(self, rng: np.random.Generator) -> np.ndarray:
-        """The rows of one epoch, (N,) int64: those that are read together stand near each other."""
-        parts, window, held = [], [], 0
-        for number in rng.permutation(len(self.groups)).tolist():
-            window.append(np.arange(int(self.starts[number]), int(self.starts[number + 1])))
-            held += len(window[-1])
-            if held >= WINDOW_ROWS:
-                parts.append(rng.permutation(np.concatenate(window)))
-                window, held = [], 0
-        if window:
-            parts.append(rng.permutation(np.concatenate(window)))
-        return np.concatenate(parts)
+    @property
+    def window(self) -> int:
+        """Rows that are shuffled together, about."""
+        return min(len(self), WINDOW_ROWS)
+
+    def shuffled(self, positions: np.ndarray, key: Sequence[int]) -> np.ndarray:
+        """The rows that stand at some positions of an epoch's order, (n,) int64.
+
+        Those that are read together stand near each other: row groups come in a random order, and the rows of some of
+        them at a time, a window, are shuffled together.
+        """
+        groups = np.random.default_rng(tuple(key)).permutation(len(self.groups))
+        ends = np.cumsum(np.diff(self.starts)[groups])  # where each group ends if all stand in this order
+        rows = np.empty(len(positions), dtype=np.int64)
+        first = 0
+        while first < len(groups):
+            begin = int(ends[first - 1]) if first else 0
+            last = int(np.searchsorted(ends, begin + WINDOW_ROWS)) + 1
+            end = int(ends[min(last, len(groups)) - 1])
+            chosen = (positions >= begin) & (positions < end)
+            if chosen.any():
+                places = begin + permuted(positions[chosen] - begin, end - begin, (*key, first))
+                number = np.searchsorted(ends, places, side="right")
+                rows[chosen] = self.starts[groups[number] + 1] - (ends[number] - places)
+            first = last
+        return rows
+
+    def has_no_caption(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """Whether rows go without their caption in an epoch, (n,) bool."""
+        return uniform(indices, epochs, self.seed) < self.caption_dropout
+
+    def lengths_of(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """Letters of the captions of rows in an epoch, (n,) int64: what sorting by length needs."""
+        found = np.zeros(len(indices), dtype=np.int64)
+        numbers = np.searchsorted(self.starts, indices, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            _, texts = self._rows(number)
+            chosen = np.flatnonzero(numbers == number)
+            found[chosen] = [len(texts[row] or "") for row in indices[chosen] - int(self.starts[number])]
+        return np.where(self.has_no_caption(indices, epochs), 0, found)
 
     def sequence(self, index: int, epoch: int = 0) -> np.ndarray:
         """The ids of row `index` in epoch `epoch`, int64; the same as those of `TokenizedDataset`."""
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         codes, texts = self._rows(number)
         row = index - int(self.starts[number])
-        text, rng = texts[row] or "", np.random.default_rng((self.seed, epoch, index))
+        text = texts[row] or ""
         caption: Sequence[int] = ()
-        dropouts = self.caption_dropout or self.bpe_dropout
-        if not dropouts or rng.random() >= self.caption_dropout:
+        if not self.has_no_caption(np.array([index]), np.array([epoch]))[0]:
             if self.bpe_dropout:
+                rng = np.random.default_rng((self.seed, epoch, index))
                 caption = self.vocabulary.encode_caption_with_dropout(text, self.bpe_dropout, rng)
             else:
                 (caption,) = self.vocabulary.encode_captions([text])

@@ -3,23 +3,27 @@
     checkpoints/step-000200/  model, ema, optimizer[, companions].safetensors  state.json
 
 Random states and the data position are functions of the seed and the step (`BatchStream`, `seed_step`), so the step
-stands for them.
+stands for them. Files are whole tensors however they were spread over processes, and their sha256 stand in state.json:
+a checkpoint that is damaged is noticed, and the one before taken.
 """
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
 from ar_t2i.bundles import replace_directory
 from ar_t2i.hub.names import resolve_checkpoint
+from ar_t2i.hub.remote import file_digest
+
+STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -29,75 +33,110 @@ class Checkpoint:
     step: int
     """Optimizer steps done."""
     facts: dict[str, Any]
-    """What must be equal for the run to go on: fingerprints of data and vocabulary, seed, batch."""
+    """What must be equal for the run to go on: fingerprints of data and vocabulary, seed, rows of a step."""
+    guard: dict[str, Any]
+    """The state of what watches the steps."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds of the weights, whole, however they are spread over processes."""
+
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
 
 
 def save_checkpoint(
-    folder: Path,
-    checkpoint: Checkpoint,
-    model: nn.Module,
-    ema: nn.Module | None,
-    optimizer: Any,
-    keep: int,
-    companions: Sequence[Any] = (),
+    folder: Path, checkpoint: Checkpoint, saved: Saved, keep: int, companions: Sequence[Any] = ()
 ) -> Path:
     """Write `folder/step-xxxxxx` in one piece, then delete all but the newest `keep`.
 
     `companions` are what else has a state: `state_dict` and `load_state_dict`.
+
+    Raises:
+        ValueError: it cannot be written; what was there is as it was.
     """
 
     def write(target: Path) -> None:
-        save_file(_tensors(model), target / "model.safetensors")
-        if ema is not None:
-            save_file(_tensors(ema), target / "ema.safetensors")
-        save_states(optimizer.state_dict(), target / "optimizer.safetensors")
+        save_file(_contiguous(saved.model), target / "model.safetensors")
+        if saved.ema is not None:
+            save_file(_contiguous(saved.ema), target / "ema.safetensors")
+        save_states(saved.optimizer, target / "optimizer.safetensors")
         if companions:
             save_states([companion.state_dict() for companion in companions], target / "companions.safetensors")
-        (target / "state.json").write_text(json.dumps({"step": checkpoint.step, "facts": checkpoint.facts}, indent=2))
+        digests = {path.name: file_digest(path, "sha256") for path in sorted(target.iterdir())}
+        (target / STATE).write_text(json.dumps({**asdict(checkpoint), "sha256": digests}, indent=2))
 
-    path = replace_directory(folder / f"step-{checkpoint.step:06d}", write)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    try:
+        path = replace_directory(folder / f"step-{checkpoint.step:06d}", write)
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"cannot write the checkpoint of step {checkpoint.step} to {folder}: {reason}") from error
     return path
 
 
-def find_checkpoint(output: Path, resume: str) -> Path | None:
+def find_checkpoint(output: Path, resume: str, say: Callable[[str], None] = print) -> Path | None:
     """The checkpoint that a run goes on from.
 
     Args:
         output: folder of the run.
-        resume: "" starts anew, "auto" takes the newest checkpoint in `output` if there is any, else a checkpoint's
-            folder, or an id of the Hub, whose newest one is downloaded.
+        resume: "" starts anew, "auto" takes the newest whole checkpoint in `output` if there is any, else a
+            checkpoint's folder, or an id of the Hub, whose newest one is downloaded.
+        say: prints which damaged ones were passed over.
 
     Raises:
-        ValueError: a new run where there is one already, a checkpoint of `output` that is not its newest, or none.
+        ValueError: a new run where there is one already, a checkpoint of `output` that is not its newest, none, or
+            only damaged ones.
     """
     if not resume and (output / "metrics.jsonl").exists():
         raise ValueError(f"output={str(output)!r} holds a run already: pass --resume to go on, or give another output")
     own = list_checkpoints(output / "checkpoints")
     if resume == "auto":
-        return own[-1] if own else None
+        for path in reversed(own):
+            if not (problem := damage(path)):
+                return path
+            say(f"{path} is damaged ({problem}): going on from the one before")
+        if own:
+            raise ValueError(f"all checkpoints of {output} are damaged: delete {output / 'checkpoints'} to start anew")
+        return None
     if not resume:
         return None
     path = resolve_checkpoint(resume)
     if path.resolve() in [old.resolve() for old in own[:-1]]:
         raise ValueError(f"{path} has a newer one beside it, {own[-1].name}: delete that, or give another output")
+    if problem := damage(path):
+        raise ValueError(f"{path} is damaged ({problem}): resume from an older checkpoint")
     return path
 
 
-def check_checkpoint(path: Path, facts: dict[str, Any]) -> int:
-    """The number of optimizer steps that a checkpoint has done.
+def damage(path: Path) -> str:
+    """What is wrong with the files of a checkpoint, "" for nothing."""
+    try:
+        digests = read_json(path / STATE)["sha256"]
+        for name, digest in digests.items():
+            if file_digest(path / name, "sha256") != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{STATE} or a file is missing or unreadable: {error}"
+    return ""
+
+
+def read_checkpoint(path: Path, facts: dict[str, Any]) -> Checkpoint:
+    """What a checkpoint says of its run.
 
     Raises:
-        ValueError: not a checkpoint, or one of a run with other data, vocabulary, seed or batch; the difference is
-            named.
+        ValueError: not a checkpoint, or one of a run with other data, vocabulary, seed or rows of a step; the
+            difference is named.
     """
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = read_json(path / STATE)
     except OSError as error:
-        raise ValueError(f"no checkpoint at {str(path)!r}: expected a folder with state.json") from error
+        raise ValueError(f"no checkpoint at {str(path)!r}: expected a folder with {STATE}") from error
     check_facts(path, state["facts"], facts)
-    return state["step"]
+    return Checkpoint(state["step"], state["facts"], state["guard"])
 
 
 def check_facts(path: Path, stored: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -111,30 +150,49 @@ def check_facts(path: Path, stored: Mapping[str, Any], facts: Mapping[str, Any])
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, ema: nn.Module | None, optimizer: Any, companions: Sequence[Any] = ()
-) -> None:
-    """Load a checkpoint into the given objects.
+    path: Path,
+    model: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor] | None,
+    companions: Sequence[Any] = (),
+    place: Callable[[Tensor, Tensor], Tensor] = lambda tensor, like: tensor,
+) -> dict[str, Any]:
+    """Load a checkpoint into the given tensors; returns the optimizer's state, whole, on the CPU.
+
+    Args:
+        path: its folder.
+        model: the trained parameters, by name.
+        ema: their averages.
+        companions: as they were saved.
+        place: makes of a whole tensor what belongs into one of the given.
 
     Raises:
         ValueError: tensors are missing, damaged or of another shape.
     """
-    _load(model, path / "model.safetensors")
+    _load(model, path / "model.safetensors", place)
     if ema is not None:
-        _load(ema, path / "ema.safetensors")
-    optimizer.load_state_dict(load_states(path / "optimizer.safetensors"))
+        _load(ema, path / "ema.safetensors", place)
     if companions:
         for companion, state in zip(companions, load_states(path / "companions.safetensors"), strict=True):
             companion.load_state_dict(state)
+    return load_states(path / "optimizer.safetensors")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("step-*") if (path / "state.json").is_file()]
+    found = [path for path in folder.glob("step-*") if (path / STATE).is_file()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().contiguous() for name, parameter in module.named_parameters()}
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a json file (OSError, ValueError)."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no json object")
+    return found
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def save_states(states: Any, path: Path) -> None:
@@ -184,9 +242,10 @@ def load_states(path: Path) -> Any:
         raise ValueError(f"{path} is missing or damaged: resume from an older checkpoint") from error
 
 
-def _load(module: nn.Module, path: Path) -> None:
+@torch.no_grad()
+def _load(own: Mapping[str, Tensor], path: Path, place: Callable[[Tensor, Tensor], Tensor]) -> None:
     try:
-        stored, own = load_file(path), _tensors(module)
+        stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is missing or damaged: resume from an older checkpoint") from error
     if stored.keys() != own.keys():
@@ -195,4 +254,4 @@ def _load(module: nn.Module, path: Path) -> None:
     for name, tensor in own.items():
         if tensor.shape != stored[name].shape:
             raise ValueError(f"{path}: {name} is {tuple(stored[name].shape)}, this model has {tuple(tensor.shape)}")
-        tensor.copy_(stored[name])
+        tensor.copy_(place(stored[name], tensor))

@@ -35,7 +35,8 @@ from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.decoder import check_length
 from ar_t2i.sequence import sequence_length
 from ar_t2i.training.card import run_card
-from ar_t2i.training.checkpoint import check_checkpoint, find_checkpoint, list_checkpoints
+from ar_t2i.training.checkpoint import list_checkpoints, read_checkpoint
+from ar_t2i.training.folder import choose_checkpoint, claimed
 from ar_t2i.training.loop import LoopConfig, make_accelerator, train
 from ar_t2i.training.optim import OptimConfig
 from ar_t2i.training.publish import HubConfig, Publisher
@@ -180,8 +181,7 @@ class DecoderTask:
         }
         self.facts = {
             "vocabulary": self.vocabulary.fingerprint, "data": self.rows.digest(), "seed": config.seed,
-            "batch_size": config.data.batch_size, "processes": accelerator.num_processes,
-            "accumulation": config.loop.gradient_accumulation_steps, "steps": config.loop.steps,
+            "rows_per_step": self.stream.rows_per_step, "steps": config.loop.steps,
             "averaged": config.optim.ema_decay > 0,
             "dropouts": f"{config.data.caption_dropout} {config.data.bpe_dropout} {config.model.dropout}",
         }  # fmt: skip
@@ -251,16 +251,22 @@ class DecoderTask:
         image, text, image_count, text_count = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()  # type: ignore[union-attr]
         return {"validation_image_loss": image / image_count, "validation_text_loss": text / max(1.0, text_count)}
 
-    def draw(self, trained: nn.Module, step: int) -> None:
-        """The pictures of samples.md, at the steps that the config asks for."""
+    def draws(self, step: int) -> bool:
+        """At the steps that the config asks for."""
         samples, last = self.config.samples, step == self.config.loop.steps
-        if samples.prompts and (last or (samples.every and step % samples.every == 0)):
-            was_training = trained.training
-            bundle = Bundle(trained.eval(), self.vocabulary, self.image_tokenizer, samples.sampling)  # type: ignore[arg-type]
-            self.image_tokenizer.to(next(trained.parameters()).device)
-            draw_samples(TextToImagePipeline(bundle), samples, self.output / "samples" / f"step-{step:06d}")
+        return bool(samples.prompts) and (last or (samples.every > 0 and step % samples.every == 0))
+
+    def draw(self, trained: nn.Module, step: int, accelerator: Accelerator) -> None:
+        """The pictures of samples.md; each process draws some of the prompts."""
+        samples, was_training = self.config.samples, trained.training
+        bundle = Bundle(trained.eval(), self.vocabulary, self.image_tokenizer, samples.sampling)  # type: ignore[arg-type]
+        self.image_tokenizer.to(next(trained.parameters()).device)
+        mine = range(accelerator.process_index, len(samples.prompts), accelerator.num_processes)
+        draw_samples(TextToImagePipeline(bundle), samples, self.output / "samples" / f"step-{step:06d}", mine)
+        trained.train(was_training)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
             write_table(self.output, samples.prompts)
-            trained.train(was_training)
 
     def export(self, trained: nn.Module, step: int) -> None:
         """The bundle, with the averaged weights; pushed with the newest checkpoint where the config asks for it."""
@@ -280,8 +286,9 @@ class DecoderTask:
         parts = model, self.vocabulary, self.image_tokenizer, samples, card
         bundle = save_bundle(self.output / "bundle", *parts, words=self.words, pictures=pictures)
         every, last = self.config.hub.every, self.config.loop.steps
-        if self.publisher and every and step % every == 0 and step < last:
-            self.publisher.offer(bundle, list_checkpoints(self.output / "checkpoints")[-1])
+        checkpoints = list_checkpoints(self.output / "checkpoints")
+        if self.publisher and every and step % every == 0 and step < last and checkpoints:
+            self.publisher.offer(bundle, checkpoints[-1])
 
 
 def _make_model(config: TrainConfig, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer) -> "PreTrainedModel":
@@ -315,34 +322,24 @@ def train_decoder(config: TrainConfig, resume: str = "") -> Path:
         ValueError: something in the config, the data or the checkpoint does not fit; nothing has been written then.
     """
     output = Path(config.output)
-    checkpoint = find_checkpoint(output, resume)
     accelerator = make_accelerator(config.loop, output)
+    checkpoint = choose_checkpoint(output, resume, accelerator)
     task = DecoderTask(config, accelerator)
     if checkpoint is not None:
-        check_checkpoint(checkpoint, task.facts)
-    if accelerator.is_main_process:
-        _make_output(output, config)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process and config.hub.repo:
-        task.publisher = Publisher(config.hub, output, accelerator.print)
-    try:
-        train(task, config.loop, config.optim, accelerator, output, checkpoint, config.seed)
-    except BaseException:
+        read_checkpoint(checkpoint, task.facts)
+    with claimed(output, to_yaml(config), accelerator):
+        if accelerator.is_main_process and config.hub.repo:
+            task.publisher = Publisher(config.hub, output, accelerator.print)
+        try:
+            train(task, config.loop, config.optim, accelerator, output, checkpoint, config.seed)
+        except BaseException:
+            if task.publisher:
+                task.publisher.close()
+            raise
         if task.publisher:
-            task.publisher.close()
-        raise
-    if task.publisher:
-        task.publisher.finish(output / "bundle")
+            task.publisher.finish(output / "bundle")
     accelerator.print(f"bundle: {output / 'bundle'}   samples: {output / 'samples.md'}")
     return output / "bundle"
-
-
-def _make_output(output: Path, config: TrainConfig) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot write output={str(output)!r}: {error.strerror}; give another folder") from error
 
 
 def _check_same_tokenizer(dataset: str, image_tokenizer: ImageTokenizer) -> None:

@@ -1,5 +1,6 @@
 """The training loop, for whatever is trained: a `Task` says what a step's loss is, this says when what happens."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -11,14 +12,17 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import parse_flag_from_env
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ar_t2i.device import has_fast_bf16, keep_freed_memory
-from ar_t2i.training.checkpoint import Checkpoint, check_checkpoint, load_checkpoint, save_checkpoint
-from ar_t2i.training.optim import Ema, OptimConfig, lr_at, make_optimizer
+from ar_t2i.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from ar_t2i.training.optim import OptimConfig, lr_at
+from ar_t2i.training.parallel import Parallel, clip, unsynced, wants_fsdp
 from ar_t2i.training.task import Batch, Sums, Task
 from ar_t2i.training.trackers import Metrics, check_trackers
+from ar_t2i.training.watch import Guard, Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,9 @@ class LoopConfig:
     """Steps between checkpoints; 0 writes one at the end alone."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
+    spike: float = 10.0
+    """A step whose gradient norm is this many times the running mean is skipped and counted, as one is whose loss is
+    no number; 0 skips only the latter. After 20 in a row the run stops."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers by accelerate's names: tensorboard, wandb, trackio, ..."""
 
@@ -49,7 +56,7 @@ class LoopConfig:
         for name in ("steps", "gradient_accumulation_steps", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loop.{name}={getattr(self, name)}: expected at least 1")
-        for name in ("evaluate_every", "checkpoint_every"):
+        for name in ("evaluate_every", "checkpoint_every", "spike"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loop.{name}={getattr(self, name)}: expected 0 or more")
 
@@ -75,74 +82,68 @@ def train(
         seed: of dropout.
 
     Raises:
-        ValueError: a checkpoint that does not fit, or a loss that is not finite.
+        ValueError: a checkpoint that does not fit or cannot be written, data that cannot be read, too many steps in a
+            row that must not be taken.
+        Interrupted: a signal asked for an end; it ends the process with code 128 + the signal's number.
     """
     keep_freed_memory()
-    optimizer = make_optimizer(task.trained, optim, task.no_decay)
-    ema = Ema(task.trained, optim.ema_decay) if optim.ema_decay else None
-    averaged = ema.module if ema else task.trained
-    module = torch.compile(task.module, dynamic=True) if config.compile else task.module
-    module, optimizer = accelerator.prepare(module, optimizer)
-    averaged.to(accelerator.device)
-    step = started = _resume(task, checkpoint, optimizer, ema, accelerator)
+    parallel, guard = Parallel(task, optim, accelerator, config.compile), Guard(config.spike)
+    step = started = _resume(task, checkpoint, parallel, guard, accelerator)
     metrics = Metrics(accelerator, output, task.facts, step)
     accumulation = config.gradient_accumulation_steps
     batches = task.read(step * accumulation, config.steps * accumulation)
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process, mininterval=1)
     meter = _Meter()
-    while step < config.steps:
-        seed_step(seed, step, accelerator.process_index)
-        lr = lr_at(step, config.steps, optim)
-        values = train_step(
-            task, module, [next(batches) for _ in range(accumulation)], optimizer, lr, optim.clip_norm, accelerator
-        )
-        if ema:
-            ema.update(task.trained, step)
-        step += 1
-        bar.update()
-        meter.add(values)
-        if step % config.log_every == 0 or step == config.steps:
-            metrics.log(step, {**meter.read(), "lr": lr})
-            bar.set_postfix_str(f"loss {values['loss']:.3f}")
-        if _due(step, config.evaluate_every, config.steps):
-            if found := task.evaluate(averaged, accelerator):
-                metrics.log(step, found)
-                metrics.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
-        if accelerator.is_main_process:
+    with Watch(accelerator) as watch:
+        while step < config.steps:
+            seed_step(seed, step, accelerator.process_index)
+            parts = watch.take(batches, accumulation)
+            if watch.must_stop():
+                _save(output, step, parallel, guard, config, metrics, required=True)
+                metrics.close()
+                watch.stop(step)
+            lr = lr_at(step, config.steps, optim)
+            values = train_step(parallel, parts, lr, optim.clip_norm, guard)
+            if parallel.ema and "skipped" not in values:
+                parallel.ema.update(task.trained, step)
+            step += 1
+            bar.update()
+            meter.add(values)
+            if step % config.log_every == 0 or step == config.steps:
+                metrics.log(step, {**meter.read(), "lr": lr, "dropped_steps": float(guard.skipped)})
+                bar.set_postfix_str(f"loss {values['loss']:.3f}")
             if _due(step, config.checkpoint_every, config.steps):
-                state, average = Checkpoint(step, task.facts), ema.module if ema else None
-                kept = config.keep_checkpoints, task.companions
-                save_checkpoint(output / "checkpoints", state, task.trained, average, optimizer, *kept)
-            task.draw(averaged, step)
-            if _due(step, config.checkpoint_every, config.steps):
-                task.export(averaged, step)
-        meter.restart()
+                _save(output, step, parallel, guard, config, metrics, required=step == config.steps)
+            _show(task, parallel, step, config, metrics)
+            meter.restart()
     bar.close()
-    if accelerator.is_main_process and started == config.steps:  # stopped between the last checkpoint and its export
-        task.export(averaged, step)
+    if started == config.steps:  # stopped between the last checkpoint and its export
+        _show(task, parallel, step, config, metrics)
+    metrics.close()
     accelerator.end_training()
 
 
 def train_step(
-    task: Task,
-    module: nn.Module,
-    batches: Sequence[Batch],
-    optimizer: Any,
-    lr: float,
-    clip_norm: float,
-    accelerator: Accelerator,
+    parallel: Parallel, batches: Sequence[Batch], lr: float, clip_norm: float, guard: Guard
 ) -> dict[str, float]:
     """One optimizer step over the micro-batches of this process; returns the step's values over all processes.
 
     The loss of each micro-batch is divided by the targets of the whole step, all micro-batches and processes
-    together, so how rows are spread over them changes nothing.
+    together, so how rows are spread over them changes nothing. A step that `guard` does not accept is not taken.
     """
+    task, accelerator = parallel.task, parallel.accelerator
     batches = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in batches]
     counts = accelerator.reduce(torch.stack([task.count(batch) for batch in batches]).sum(0), "sum")
     assert isinstance(counts, Tensor)
-    loss, sums = accumulate(module, batches, lambda sums: task.loss(sums, counts), accelerator)
-    norm = update(optimizer, task.trained, lr, clip_norm, accelerator)
+    loss, sums = accumulate(parallel.module, batches, lambda sums: task.loss(sums, counts), accelerator)
+    norm = float(clip(task.trained.parameters(), clip_norm))
     values = {"loss": loss, **task.metrics(sums, counts), "grad_norm": norm}
+    if not guard.accepts(loss, norm):
+        parallel.optimizer.zero_grad(set_to_none=True)
+        for companion in task.companions:
+            companion.after_skipped_step()
+        return {**{name: value for name, value in values.items() if name.startswith("n_")}, "loss": loss, "skipped": 1}
+    update(parallel.optimizer, lr)
     for companion in task.companions:
         values |= companion.after_step(sums, counts)
     return values
@@ -153,32 +154,29 @@ def accumulate(
 ) -> tuple[float, Sums]:
     """Gradients of the sum of the micro-batches' losses, and that sum; and the module's sums, over all processes.
 
-    DDP averages gradients over processes, hence the factor.
+    DDP and FSDP average gradients over processes, hence the factor.
     """
     total: Sums = {}
     loss_sum = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
-        with nullcontext() if last else accelerator.no_sync(module):
-            sums = module(**batch)
+        with nullcontext() if last else unsynced(module, accelerator):
+            with accelerator.autocast():
+                sums = module(**batch)
             loss = loss_of(sums)
             accelerator.backward(loss * accelerator.num_processes)
         loss_sum += loss.detach()
         total = {name: value.detach() + total.get(name, 0) for name, value in sums.items()}
     loss_sum = accelerator.reduce(loss_sum, "sum")
-    if not torch.isfinite(loss_sum):  # type: ignore[arg-type]
-        raise ValueError(f"the loss is {float(loss_sum)}: lower optim.lr, or resume from the checkpoint before")  # type: ignore[arg-type]
-    return float(loss_sum), {name: accelerator.reduce(value, "sum") for name, value in total.items()}  # type: ignore[arg-type]
+    return float(loss_sum), {name: accelerator.reduce(value, "sum") for name, value in total.items()}  # type: ignore
 
 
-def update(optimizer: Any, trained: nn.Module, lr: float, clip_norm: float, accelerator: Accelerator) -> float:
-    """Clip, step and clear the gradients; returns their norm before clipping."""
+def update(optimizer: Any, lr: float) -> None:
+    """Step, and clear the gradients."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-    norm = accelerator.clip_grad_norm_(trained.parameters(), clip_norm or float("inf"))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)  # type: ignore[arg-type]
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -198,21 +196,63 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     device = PartialState(cpu=cpu, timeout=timedelta(hours=6)).device or torch.device("cpu")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
+    fsdp = wants_fsdp()
+    if fsdp:  # `Parallel` does it; accelerate would only do so on GPUs
+        os.environ["ACCELERATE_USE_FSDP"] = "false"
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no", log_with=list(config.trackers) or None, project_dir=str(output)
     )
+    os.environ["ACCELERATE_USE_FSDP"] = str(fsdp).lower()
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise ValueError(f"{accelerator.distributed_type} is not supported yet: configure accelerate for plain DDP")
+        raise ValueError(f"{accelerator.distributed_type} is not supported: configure accelerate for DDP or FSDP")
     return accelerator
 
 
-def _resume(task: Task, path: Path | None, optimizer: Any, ema: Ema | None, accelerator: Accelerator) -> int:
+def _resume(task: Task, path: Path | None, parallel: Parallel, guard: Guard, accelerator: Accelerator) -> int:
     if path is None:
         return 0
-    step = check_checkpoint(path, task.facts)
-    load_checkpoint(path, task.trained, ema.module if ema else None, optimizer, task.companions)
-    accelerator.print(f"resumed {path} at step {step}")
-    return step
+    checkpoint = read_checkpoint(path, task.facts)
+    parallel.load(path)
+    guard.load(checkpoint.guard)
+    accelerator.print(f"resumed {path} at step {checkpoint.step}")
+    return checkpoint.step
+
+
+def _save(
+    output: Path, step: int, parallel: Parallel, guard: Guard, config: LoopConfig, metrics: Metrics, required: bool
+) -> None:
+    """Write a checkpoint; one that is not `required` may fail: the next one may find room on the disk."""
+    task, saved = parallel.task, parallel.saved()
+    if not parallel.accelerator.is_main_process:
+        return
+    try:
+        state = Checkpoint(step, task.facts, guard.state())
+        save_checkpoint(output / "checkpoints", state, saved, config.keep_checkpoints, task.companions)
+    except ValueError as error:
+        if required:
+            raise
+        metrics.say(f"{error}; training goes on")
+
+
+def _show(task: Task, parallel: Parallel, step: int, config: LoopConfig, metrics: Metrics) -> None:
+    """Measure, draw and write what the run is for, at the steps that ask for it."""
+    exports = _due(step, config.checkpoint_every, config.steps)
+    measures = _due(step, config.evaluate_every, config.steps)
+    if not (exports or measures or task.draws(step)):
+        return
+    with parallel.averaged() as averaged:
+        if measures and (found := task.evaluate(averaged, parallel.accelerator)):
+            metrics.log(step, found)
+            metrics.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        try:
+            if task.draws(step):
+                task.draw(averaged, step, parallel.accelerator)
+            if exports and parallel.accelerator.is_main_process:
+                task.export(averaged, step)
+        except (OSError, SafetensorError) as error:  # a disk that is full: what was written last is still there
+            if step == config.steps:
+                raise ValueError(f"cannot write to {task.output}: {error}; go on with --resume auto") from error
+            metrics.say(f"cannot write to {task.output}: {error}; training goes on")
 
 
 def _due(step: int, every: int, last: int) -> bool:

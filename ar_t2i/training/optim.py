@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,13 +52,11 @@ class OptimConfig:
                 raise ValueError(f"optim.{name}={getattr(self, name)}: expected 0 or more")
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig, no_decay: Iterable[Tensor]) -> torch.optim.AdamW:
-    """The optimizer of the parameters that train: matrices decay; vectors and those in `no_decay` do not."""
-    kept = {id(parameter) for parameter in no_decay}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decays = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in kept]
-    chosen = {id(parameter) for parameter in decays}
-    rest = [parameter for parameter in trained if id(parameter) not in chosen]
+def make_optimizer(module: nn.Module, config: OptimConfig, no_decay: Collection[str] = ()) -> torch.optim.AdamW:
+    """The optimizer of the parameters that train: matrices decay; vectors and those named in `no_decay` do not."""
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    decays = [parameter for name, parameter in trained if parameter.ndim >= 2 and name not in no_decay]
+    rest = [parameter for name, parameter in trained if parameter.ndim < 2 or name in no_decay]
     groups = [
         {"params": decays, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},
@@ -83,15 +81,25 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
 
 
 class Ema:
-    """A moving average of a module's parameters; early on it follows faster, as (1 + n) / (10 + n)."""
+    """A moving average of a module's parameters; early on it follows faster, as (1 + n) / (10 + n).
+
+    Attributes:
+        module: a whole module with the averages, unless they are those of a module that is cut up.
+        averages: of the parameters, in their order.
+    """
 
     def __init__(self, module: nn.Module, decay: float):
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.averages: list[Tensor] = list(self.module.parameters())
         self.decay = decay
+
+    def follow(self, module: nn.Module) -> None:
+        """Begin anew at the parameters of a module that was cut up since, cut as they are."""
+        self.averages = [parameter.detach().clone() for parameter in module.parameters()]
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards the parameters of `module` after optimizer step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for average, parameter in zip(self.module.parameters(), module.parameters(), strict=True):
+        for average, parameter in zip(self.averages, module.parameters(), strict=True):
             average.lerp_(parameter, 1 - decay)

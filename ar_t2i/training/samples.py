@@ -55,14 +55,17 @@ class SamplesConfig:
         )
 
 
-def draw_samples(pipeline: TextToImagePipeline, config: SamplesConfig, folder: Path) -> None:
-    """Draw every prompt and write one strip of pictures each, `folder/0.png`, `folder/1.png`, ..."""
+def draw_samples(pipeline: TextToImagePipeline, config: SamplesConfig, folder: Path, chosen: Sequence[int]) -> None:
+    """Draw the prompts of some numbers and write one strip of pictures each, `folder/0.png`, `folder/1.png`, ..."""
+    if not chosen:
+        return
     count = config.num_images
-    generators = [torch.Generator().manual_seed(seed) for _ in config.prompts for seed in range(count)]
-    images = pipeline(list(config.prompts), num_images_per_prompt=count, generator=generators).images
+    generators = [torch.Generator().manual_seed(seed) for _ in chosen for seed in range(count)]
+    prompts = [config.prompts[number] for number in chosen]
+    images = pipeline(prompts, num_images_per_prompt=count, generator=generators).images
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(len(config.prompts)):
-        make_grid(images[number * count : (number + 1) * count], columns=count).save(folder / f"{number}.png")
+    for place, number in enumerate(chosen):
+        make_grid(images[place * count : (place + 1) * count], columns=count).save(folder / f"{number}.png")
 
 
 def write_table(output: Path, prompts: Sequence[str]) -> None:

@@ -187,7 +187,7 @@ class _Run:
         self.step = 0
         self.stage: Stage | None = None
         self.batches: Iterator[PictureBatch] = iter(())
-        self.optim, self.optimizer = OptimConfig(), make_optimizer(model, OptimConfig(), ())
+        self.optim, self.optimizer = OptimConfig(), make_optimizer(model, OptimConfig())
         self.average = CodebookAverage(model.codebook_KD)
         self.features_NF: Tensor | None = None
         self.weights_F = torch.ones_like(model.feature_std_F)
@@ -271,7 +271,8 @@ class _Run:
         warmup = min(100, steps // 10)
         self.optim = OptimConfig(name="muon", lr=lr, warmup_steps=warmup, weight_decay=0.01, min_lr_ratio=0.01)
         # AdamW for what starts from principal components, and for the matrices that start at zero beside it.
-        adamw = *model.mixer.outer_matrices, *model.unmixer.outer_matrices
+        outer = {id(matrix) for matrix in (*model.mixer.outer_matrices, *model.unmixer.outer_matrices)}
+        adamw = {name for name, parameter in self.model.named_parameters() if id(parameter) in outer}
         self.optimizer = make_optimizer(self.model, self.optim, adamw)
 
     def round_weights(self) -> None:

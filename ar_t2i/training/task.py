@@ -1,6 +1,7 @@
 """What the training loop asks of whatever is trained."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
@@ -17,6 +18,10 @@ class Companion(Protocol):
         """Do its part, from the step's sums and counts over all processes; returns values to log."""
         ...
 
+    def after_skipped_step(self) -> None:
+        """Go on after a step that was not taken."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to hold of it: tensors and numbers, alike in every process."""
         ...
@@ -28,6 +33,11 @@ class Companion(Protocol):
 
 class Task(Protocol):
     """What is trained."""
+
+    @property
+    def output(self) -> Path:
+        """Folder of the run."""
+        ...
 
     @property
     def module(self) -> nn.Module:
@@ -74,8 +84,12 @@ class Task(Protocol):
         """Validation values of `module`, the averaged weights where they are kept."""
         ...
 
-    def draw(self, trained: nn.Module, step: int) -> None:
-        """Draw samples where `step` asks for them."""
+    def draws(self, step: int) -> bool:
+        """Whether samples are drawn after this step."""
+        ...
+
+    def draw(self, trained: nn.Module, step: int, accelerator: Accelerator) -> None:
+        """Draw samples, all processes together."""
         ...
 
     def export(self, trained: nn.Module, step: int) -> None:

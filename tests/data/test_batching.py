@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ar_t2i.data.batching import IGNORED, POOL, BatchStream, collate
+from ar_t2i.data.batching import IGNORED, BatchStream, collate
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
 
 
@@ -25,25 +25,45 @@ def rows_of(batches, dataset):
     return found
 
 
+def read_by_all(dataset, batch_size, accumulation, world, first, last) -> list[list[int]]:
+    """The rows of optimizer steps first .. last - 1, all processes together."""
+    streams = [BatchStream(dataset, batch_size, accumulation, rank, world, seed=3) for rank in range(world)]
+    read = [list(stream.read(first * accumulation, last * accumulation)) for stream in streams]
+    steps = []
+    for step in range(last - first):
+        parts = [part for batches in read for part in batches[step * accumulation : (step + 1) * accumulation]]
+        steps.append(sorted(rows_of(parts, dataset)))
+    return steps
+
+
 @pytest.mark.parametrize(("batch_size", "accumulation", "world"), [(16, 1, 1), (7, 1, 1), (8, 2, 3), (64, 1, 2)])
-def test_every_row_comes_each_epoch_on_some_process(dataset, batch_size, accumulation, world):
-    streams = [BatchStream(dataset, batch_size, accumulation, rank, world) for rank in range(world)]
-    count = streams[0].batches_per_epoch
-    assert count % accumulation == 0 and count == streams[0].steps_per_epoch * accumulation
-    for epoch in (0, 1):
-        seen = [rows_of(stream.read(epoch * count, (epoch + 1) * count), dataset) for stream in streams]
-        assert {len(rows) for rows in seen} == {count * batch_size}
-        together = [row for rows in seen for row in rows]
-        assert set(together) == set(range(len(dataset)))
-        assert len(together) - len(dataset) < batch_size * accumulation * world
+def test_every_row_comes_once_an_epoch(dataset, batch_size, accumulation, world):
+    size = batch_size * accumulation * world
+    steps = 2 * len(dataset) // size
+    seen = [row for rows in read_by_all(dataset, batch_size, accumulation, world, 0, steps) for row in rows]
+    counts = np.bincount(seen, minlength=len(dataset))
+    assert len(seen) == steps * size and counts.max() <= 2, "two epochs, of which the second may lack some"
+    if 2 * len(dataset) % size == 0:
+        assert counts.min() == 2
+
+
+def test_a_step_holds_the_same_rows_however_they_are_dealt(dataset):
+    """So a run can go on with another number of processes: no row is seen twice or missed within the epoch."""
+    ways = {(8, 1, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2), (2, 1, 4), (1, 1, 8)}
+    whole = read_by_all(dataset, 8, 1, 1, 0, 60)
+    assert all(read_by_all(dataset, *way, 0, 60) == whole for way in ways)
+    changed = read_by_all(dataset, 8, 1, 1, 0, 7)
+    changed += read_by_all(dataset, 4, 1, 2, 7, 15) + read_by_all(dataset, 4, 2, 1, 15, 24)
+    assert sorted(row for rows in changed for row in rows) == list(range(192))
 
 
 def test_any_position_can_be_read_alone(dataset):
-    stream = BatchStream(dataset, 2, seed=3)
-    stop = 2 * stream.batches_per_epoch + POOL + 5
+    stream = BatchStream(dataset, 2, 2, seed=3)
+    pool = stream.steps_per_pool * 2
+    stop = 3 * pool + 5
     whole = list(stream.read(0, stop))
-    for start in (1, POOL, stream.batches_per_epoch - 1, stream.batches_per_epoch + POOL + 3, stop):
-        part = list(BatchStream(dataset, 2, seed=3).read(start, stop))
+    for start in (1, pool - 1, pool, 2 * pool + 3, stop):
+        part = list(BatchStream(dataset, 2, 2, seed=3).read(start, stop))
         assert len(part) == stop - start
         for mine, other in zip(part, whole[start:], strict=True):
             assert torch.equal(mine["input_ids"], other["input_ids"])
@@ -56,9 +76,17 @@ def test_workers_change_nothing(dataset):
 
 
 def test_epochs_and_seeds_differ(dataset):
-    stream = BatchStream(dataset, 16)
-    first, second = stream.rows(0).tolist(), stream.rows(1).tolist()
-    assert first != second and BatchStream(dataset, 16, seed=1).rows(0).tolist() != first
+    rows, epochs = BatchStream(dataset, 16).rows(0, 2 * len(dataset))
+    first, second = rows[:192].tolist(), rows[192:].tolist()
+    assert sorted(first) == sorted(second) and first != second and epochs.tolist() == [0] * 192 + [1] * 192
+    assert BatchStream(dataset, 16, seed=1).rows(0, 192)[0].tolist() != first
+
+
+def test_lengths_are_those_of_the_sequences(dataset):
+    for epoch in range(3):
+        told = dataset.lengths_of(np.arange(192), np.full(192, epoch))
+        assert told.tolist() == [len(dataset.sequence(row, epoch)) for row in range(192)]
+        assert 0.1 < dataset.has_no_caption(np.arange(192), np.full(192, epoch)).mean() < 0.3
 
 
 def test_layout_of_a_batch():
@@ -67,12 +95,12 @@ def test_layout_of_a_batch():
     assert batch["labels"].tolist() == [[5, 6, 7], [8, IGNORED, IGNORED]]
 
 
-@pytest.mark.parametrize("bpe_dropout", [0.0, 0.1])
-def test_little_is_padding_on_real_captions(shared, vocabulary, bpe_dropout):
+@pytest.mark.parametrize(("bpe_dropout", "most"), [(0.0, 0.05), (0.1, 0.08)])
+def test_little_is_padding_on_real_captions(shared, vocabulary, bpe_dropout, most):
     with (shared / "data/captions/coco_captions.csv").open() as file:
         captions = [row["Prompt"] for row in csv.DictReader(file)][:8000]
     rows = datasets.Dataset.from_dict({"text": captions, "image_tokens": [[0] * 32] * len(captions)})
     dataset = TokenizedDataset(rows, vocabulary, max_caption_length=96, caption_dropout=0.1, bpe_dropout=bpe_dropout)
     labels = [batch["labels"] for batch in BatchStream(dataset, 64).read(0, 64)]
     padding = 1 - sum(int((part != IGNORED).sum()) for part in labels) / sum(part.numel() for part in labels)
-    assert padding <= 0.05
+    assert padding <= most

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ar_t2i.data import streamed
-from ar_t2i.data.batching import BatchStream
+from ar_t2i.data.batching import IGNORED, BatchStream
 from ar_t2i.data.dataset import TokenizedDataset, load_rows
 from ar_t2i.data.streamed import StreamedDataset
 
@@ -44,8 +44,10 @@ def test_rows_are_those_of_a_stored_dataset(grouped, vocabulary, dropouts):
 def test_an_epoch_has_each_row_once_and_reads_few_groups_at_a_time(grouped, vocabulary, monkeypatch):
     monkeypatch.setattr(streamed, "WINDOW_ROWS", 40)
     rows = StreamedDataset(str(grouped), "train", vocabulary, **OPTIONS)
-    order = rows.order(np.random.default_rng(0))
-    assert sorted(order) == list(range(192)) and not np.array_equal(order, rows.order(np.random.default_rng(1)))
+    order, other = (rows.shuffled(np.arange(192), (0, epoch)) for epoch in range(2))
+    assert sorted(order) == sorted(other) == list(range(192)) and not np.array_equal(order, other)
+    some = np.array([191, 3, 40, 41, 3])
+    np.testing.assert_array_equal(rows.shuffled(some, (0, 0)), order[some])
     groups = np.searchsorted(rows.starts, order, side="right") - 1
     assert len(set(groups[:40].tolist())) <= 4, "two windows of two or three groups at most"
     assert (np.diff(order) == 1).mean() < 0.2, "rows of a window are shuffled"
@@ -65,8 +67,15 @@ def test_an_epoch_has_each_row_once_and_reads_few_groups_at_a_time(grouped, voca
 
 def test_batches_of_all_processes_together_are_the_epoch(grouped, vocabulary):
     rows = StreamedDataset(str(grouped), "train", vocabulary, **OPTIONS)
-    seen = [row for rank in range(2) for row in BatchStream(rows, 8, 1, rank, 2, seed=3).rows(0).flatten().tolist()]
-    assert sorted(seen) == list(range(192))
+    streams = [BatchStream(rows, 8, 1, rank, 2, seed=3) for rank in range(2)]
+    seen = [tuple(ids[-33:-1]) for stream in streams for batch in stream.read(0, 12) for ids in real(batch)]
+    assert len(set(seen)) == len(seen) == 192
+
+
+def real(batch) -> list[list[int]]:
+    """The sequences of a batch without padding."""
+    lengths = (batch["labels"] != IGNORED).sum(1).tolist()
+    return [ids[:length] for ids, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
 
 
 def test_a_run_by_id_streams_and_goes_on_exactly(hub, tokenized, train_run, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ar_t2i.model.loss import DecoderWithLoss
 from ar_t2i.sequence import sequence_ids
 from ar_t2i.training.decoder import DataConfig, DecoderTask, TrainConfig
 from ar_t2i.training.loop import train_step
+from ar_t2i.training.watch import Guard
 from ar_t2i.vocabulary import Vocabulary
 
 
@@ -40,8 +42,9 @@ def main(accumulation: int, out: Path) -> None:
     task.module, task.trained, task.lines = DecoderWithLoss(model, vocabulary), model, {}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     module, optimizer = accelerator.prepare(task.module, optimizer)
+    parallel = SimpleNamespace(task=task, module=module, optimizer=optimizer, accelerator=accelerator)
     batches = [collate(part, vocabulary.pad_id) for part in mine]
-    values = train_step(task, module, batches, optimizer, lr=1.0, clip_norm=0.0, accelerator=accelerator)
+    values = train_step(parallel, batches, lr=1.0, clip_norm=0.0, guard=Guard(0))
     if accelerator.is_main_process:
         values = {name: value for name, value in values.items() if "per_second" not in name}
         weights = model.model.layers[0].self_attn.q_proj.weight.flatten().tolist()

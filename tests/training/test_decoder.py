@@ -208,7 +208,7 @@ def test_the_bundles_card_shows_the_run(train_run):
     measured = [
         record for record in read_metrics(bundle.parent / "metrics.jsonl") if "validation_image_loss" in record
     ]
-    assert f"after 8 steps: {measured[-1]['validation_image_loss']:.3f} nats" in card and "steps: 8" in card
+    assert f"nats a code | {measured[-1]['validation_image_loss']:.3f} |" in card and "| after 8 steps |" in card
     with Image.open(bundle / "samples.png") as samples, Image.open(bundle / "curves.png") as curves:
         assert samples.size == (2 * 64 + 4, 2 * 64 + 4) and curves.size == (700, 400)
         assert len(curves.getcolors(1 << 20)) > 20, "something is drawn"

@@ -18,7 +18,7 @@ def test_cosine_and_wsd():
 
 def test_groups_are_decoupled():
     module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), nn.LayerNorm(3))
-    optimizer = make_optimizer(module, OptimConfig(weight_decay=0.5), [module[0].weight])
+    optimizer = make_optimizer(module, OptimConfig(weight_decay=0.5), {"0.weight"})
     decayed, kept = optimizer.param_groups
     assert decayed["weight_decay"] == 0.5 and [p.shape for p in decayed["params"]] == [(3, 4)]
     assert kept["weight_decay"] == 0 and len(kept["params"]) == 4

@@ -91,6 +91,11 @@ class Codes:
         self.step += 1
         return values
 
+    def after_skipped_step(self) -> None:
+        """Forget what was seen."""
+        self._latents.clear()
+        self.step += 1
+
     def _count(self, counts_K: Tensor, pictures: int) -> dict[str, float]:
         self.counts_K += counts_K
         self.pictures += pictures

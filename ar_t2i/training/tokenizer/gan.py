@@ -3,6 +3,7 @@
 Shape suffixes: B batch, H and W pixels, h and w grid of logits.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.func import functional_call
 from ar_t2i.titok.vqgan import initialize_convolutions
 from ar_t2i.training.loop import accumulate, update
 from ar_t2i.training.optim import OptimConfig, lr_at, make_optimizer
+from ar_t2i.training.parallel import clip
 from ar_t2i.training.task import Batch, Sums
 
 _LOGITS = ("logits_real", "logits_fake")
@@ -137,7 +139,7 @@ class Gan:
         self.optim = replace(optim, name="adamw", lr=config.learning_rate)
         self.network = Discriminator(config.hidden_channels, config.stages)
         initialize_convolutions(self.network, torch.Generator().manual_seed(seed))
-        optimizer = make_optimizer(self.network, self.optim, ())
+        optimizer = make_optimizer(self.network, self.optim)
         self.loss, self.optimizer = accelerator.prepare(HingeLoss(self.network), optimizer)
         self.step = 0
         self.averages = torch.zeros(2, device=accelerator.device)  # of the logits of real pictures and of others
@@ -178,7 +180,11 @@ class Gan:
         _, total = accumulate(self.loss, self._seen, loss_of, self.accelerator)
         self._seen.clear()
         lr = lr_at(self.step - self.config.start, max(1, self.steps - self.config.start), self.optim)
-        norm = update(self.optimizer, self.network, lr, self.optim.clip_norm, self.accelerator)
+        norm = float(clip(self.network.parameters(), self.optim.clip_norm))
+        if math.isfinite(norm):
+            update(self.optimizer, lr)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
         hinge = factor * (total["hinge_real"] + total["hinge_fake"]) / count
         values = {"discriminator_loss": float(hinge), "discriminator_grad_norm": norm}
         means = torch.stack([total[name] / count for name in _LOGITS])
@@ -187,6 +193,11 @@ class Gan:
             values["lecam_loss"] = float(lecam_weight * lecam(*means, *self.averages))
             self.averages.lerp_(means, 1 - self.config.lecam_decay)
         return values
+
+    def after_skipped_step(self) -> None:
+        """Forget what it has judged."""
+        self._seen.clear()
+        self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer, averages and step."""

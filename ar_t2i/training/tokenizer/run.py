@@ -17,7 +17,8 @@ from ar_t2i.config import to_yaml
 from ar_t2i.data.pictures import SCENES, PictureStream, read_pictures, unseen_pictures
 from ar_t2i.hub.names import resolve
 from ar_t2i.pipeline import make_grid, to_uint8
-from ar_t2i.training.checkpoint import check_checkpoint, find_checkpoint
+from ar_t2i.training.checkpoint import read_checkpoint
+from ar_t2i.training.folder import choose_checkpoint, claimed
 from ar_t2i.training.loop import LoopConfig, make_accelerator, train
 from ar_t2i.training.optim import OptimConfig
 from ar_t2i.training.task import Batch, Companion, Sums
@@ -158,11 +159,15 @@ class TokenizerTask:
         *sums, count = accelerator.reduce(totals, "sum").tolist()  # type: ignore[union-attr]
         return {name: total / count for name, total in zip(names, sums, strict=True)}
 
+    def draws(self, step: int) -> bool:
+        """At the steps that the config asks for."""
+        every = self.config.draw_every
+        return step == self.config.loop.steps or (every > 0 and step % every == 0)
+
     @torch.no_grad()
-    def draw(self, trained: nn.Module, step: int) -> None:
-        """Unseen pictures above their reconstructions, at the steps that the config asks for."""
-        every, last = self.config.draw_every, step == self.config.loop.steps
-        if not (last or (every and step % every == 0)):
+    def draw(self, trained: nn.Module, step: int, accelerator: Accelerator) -> None:
+        """Unseen pictures above their reconstructions; eight, so that the main process draws them alone."""
+        if not accelerator.is_main_process:
             return
         pixels = to_pixels(self.unseen[:_DRAWN].to(self.device))
         pair = torch.cat([pixels, self.objective.paint(trained, pixels)])
@@ -189,19 +194,13 @@ def run(config: Config, recipe: str, make: Callable[[Config, Accelerator], Token
         ValueError: something in the config, the data or the checkpoint does not fit; nothing has been written then.
     """
     output = Path(config.output)
-    checkpoint = find_checkpoint(output, resume)
     accelerator = make_accelerator(config.loop, output)
+    checkpoint = choose_checkpoint(output, resume, accelerator)
     task = make(config, accelerator)
     if checkpoint is not None:
-        check_checkpoint(checkpoint, task.facts)
-    if accelerator.is_main_process:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "config.yaml").write_text(f"recipe: {recipe}\n{to_yaml(config)}", encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"cannot write output={str(output)!r}: {error.strerror}; give another folder") from error
-    accelerator.wait_for_everyone()
-    train(task, config.loop, config.optim, accelerator, output, checkpoint, config.seed)
+        read_checkpoint(checkpoint, task.facts)
+    with claimed(output, f"recipe: {recipe}\n{to_yaml(config)}", accelerator):
+        train(task, config.loop, config.optim, accelerator, output, checkpoint, config.seed)
     folder = output / task.result
     accelerator.print(f"{recipe}: {folder}   reconstructions: {output / 'pictures'}")
     return folder

@@ -6,6 +6,7 @@ Run by test_spread.py. The discriminator learns, LeCam compares, and dead codes 
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from ar_t2i.config import build
 from ar_t2i.training.loop import train_step
 from ar_t2i.training.tokenizer.pixels import SingleStageTrainConfig, _single_stage
+from ar_t2i.training.watch import Guard
 
 
 def main(accumulation: int, out: Path) -> None:
@@ -38,11 +40,12 @@ def main(accumulation: int, out: Path) -> None:
     gan.optimizer.optimizer = torch.optim.SGD(gan.network.parameters(), lr=1.0)
     optimizer = torch.optim.SGD(task.trained.parameters(), lr=1.0)
     module, optimizer = accelerator.prepare(task.module, optimizer)
+    parallel = SimpleNamespace(task=task, module=module, optimizer=optimizer, accelerator=accelerator)
     batches = task.read(0, 2 * accumulation)
     told = []
     for _ in range(2):
         micro_batches = [next(batches) for _ in range(accumulation)]
-        told.append(train_step(task, module, micro_batches, optimizer, 1.0, 1.0, accelerator))
+        told.append(train_step(parallel, micro_batches, 1.0, 1.0, Guard(0)))
     state = {
         "codebook": task.trained.quantize.embedding.weight,
         "decoder": task.trained.decoder.conv_out.weight,

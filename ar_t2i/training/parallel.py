@@ -1,0 +1,188 @@
+"""A task's weights, optimizer and moving average over all processes: alone, copied to each (DDP), or cut up (FSDP2).
+
+accelerate starts the processes and wraps for DDP. FSDP2 is torch's own `fully_shard`, on each layer and on the rest,
+so that the same code runs on CPUs, where it is tested, and on GPUs. Whatever leaves this module is whole: checkpoints,
+bundles, validation and samples do not know how the weights were spread, so a run can go on spread in another way.
+"""
+
+import copy
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ar_t2i.training.checkpoint import Saved, load_checkpoint
+from ar_t2i.training.optim import Ema, OptimConfig, make_optimizer
+from ar_t2i.training.task import Task
+
+
+class Parallel:
+    """What trains, spread.
+
+    Attributes:
+        module: the task's module as a step calls it.
+        optimizer: of its weights.
+        ema: the moving average of the weights, None where none is kept.
+    """
+
+    def __init__(self, task: Task, optim: OptimConfig, accelerator: Accelerator, compile: bool = False) -> None:
+        """Spread the task's weights.
+
+        Raises:
+            ValueError: FSDP for what it is not made for.
+        """
+        self.task, self.accelerator = task, accelerator
+        self.sharded = wants_fsdp()
+        kept = {id(parameter) for parameter in task.no_decay}
+        no_decay = {name for name, parameter in task.trained.named_parameters() if id(parameter) in kept}
+        self.ema = Ema(task.trained, optim.ema_decay) if optim.ema_decay else None
+        self.plain = copy.deepcopy(task.trained).requires_grad_(False).eval() if self.sharded else task.trained
+        if self.sharded:
+            _check_fsdp(task, optim, compile)
+            self.module = _shard(task, accelerator)
+            if self.ema:
+                self.ema.follow(task.trained)
+            self.optimizer = make_optimizer(task.trained, optim, no_decay)
+        else:
+            module = torch.compile(task.module, dynamic=True) if compile else task.module
+            optimizer = make_optimizer(task.trained, optim, no_decay)
+            self.module, self.optimizer = accelerator.prepare(module, optimizer)
+            if self.ema:
+                self.ema.module.to(accelerator.device)
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The averaged weights, or the trained ones where no average is kept, in a whole module on this device."""
+        if not self.sharded:
+            yield self.ema.module if self.ema else self.task.trained
+            return
+        tensors = self.ema.averages if self.ema else self.task.trained.parameters()
+        with torch.no_grad():
+            for parameter, tensor in zip(self.plain.parameters(), tensors, strict=True):
+                parameter.copy_(_whole(tensor))
+        yield self.plain.to(self.accelerator.device)
+        self.plain.to("cpu")
+
+    def saved(self) -> Saved:
+        """Weights, average and optimizer, whole; in the main process alone where they had to be gathered."""
+        ema = self._gathered(zip(self.names(), self.ema.averages, strict=True)) if self.ema else None
+        optimizer = self.optimizer.state_dict()
+        if self.sharded:
+            optimizer["state"] = {
+                index: self._gathered(state.items()) for index, state in sorted(optimizer["state"].items())
+            }
+        return Saved(self._gathered(self.task.trained.named_parameters()), ema, optimizer)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        averages = dict(zip(self.names(), self.ema.averages, strict=True)) if self.ema else None
+        place = _slice_of if self.sharded else _itself
+        weights = dict(self.task.trained.named_parameters())
+        optimizer = load_checkpoint(path, weights, averages, self.task.companions, place)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for index, state in optimizer["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameters[index].shape:
+                    state[name] = place(value, parameters[index])
+        self.optimizer.load_state_dict(optimizer)
+
+    def names(self) -> list[str]:
+        """Of the trained parameters."""
+        return [name for name, _ in self.task.trained.named_parameters()]
+
+    def _gathered(self, tensors: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+        """One whole tensor after the other, kept by the main process, where it lies on the CPU."""
+        if not self.sharded:
+            return dict(tensors)
+        kept = {}
+        for name, tensor in tensors:
+            whole = _whole(tensor) if isinstance(tensor, Tensor) else tensor
+            if self.accelerator.is_main_process:
+                kept[name] = whole.detach().cpu() if isinstance(whole, Tensor) else whole
+        return kept
+
+
+def wants_fsdp() -> bool:
+    """Whether the configuration that accelerate was launched with asks for FSDP."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+@contextmanager
+def unsynced(module: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Keep gradients to this process for now: more micro-batches of the step follow."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(False)
+        yield
+        module.set_requires_gradient_sync(True)
+    else:
+        with accelerator.no_sync(module):
+            yield
+
+
+def clip(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Scale gradients down to a norm of `most`, 0 for no limit; returns their norm before, over all processes."""
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
+    norm = _whole(norm)
+    if most and torch.isfinite(norm):
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
+
+
+def _shard(task: Task, accelerator: Accelerator) -> nn.Module:
+    """Cut up each layer, and what is left, over all processes."""
+    task.module.to(accelerator.device)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    half = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    offload = parse_flag_from_env("FSDP_OFFLOAD_PARAMS")
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None),
+        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+    }
+    reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+    for modules in [module for module in task.trained.modules() if isinstance(module, nn.ModuleList)]:
+        for layer in modules:
+            fully_shard(layer, reshard_after_forward=reshard, **options)
+    fully_shard(task.module, reshard_after_forward=False, **options)
+    return task.module
+
+
+def _check_fsdp(task: Task, optim: OptimConfig, compile: bool) -> None:
+    version = os.environ.get("FSDP_VERSION", "2")
+    if version != "2":
+        raise ValueError(f"FSDP version {version}: expected fsdp_version: 2 in accelerate's configuration")
+    for name, wrong in (
+        ("a discriminator or a codebook that is trained", bool(task.companions)),
+        ("optim.name=muon", optim.name == "muon"),
+        ("loop.compile", compile),
+    ):
+        if wrong:
+            raise ValueError(f"FSDP does not go with {name}: configure accelerate for DDP, or change that")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _itself(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor
+
+
+def _slice_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that all of them have whole, cut as `like` is."""
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
