@@ -1,5 +1,6 @@
 """The folder of a run: one run at a time, and one checkpoint that all of its processes go on from."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,6 +48,8 @@ def claimed(output: Path, config: str, accelerator: Accelerator) -> Iterator[Non
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        for left in (*output.glob(".*-*"), *output.glob("checkpoints/.*-*")):  # half folders of a run that was killed
+            shutil.rmtree(left)
         (output / "config.yaml").write_text(config, encoding="utf-8")
     except Timeout as error:
         raise ValueError(f"another run is at work in output={str(output)!r}: wait for its end") from error

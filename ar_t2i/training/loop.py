@@ -88,12 +88,14 @@ def train(
     """
     keep_freed_memory()
     parallel, guard = Parallel(task, optim, accelerator, config.compile), Guard(config.spike)
-    step = started = _resume(task, checkpoint, parallel, guard, accelerator)
+    step = _resume(task, checkpoint, parallel, guard, accelerator)
     metrics = Metrics(accelerator, output, task.facts, step)
     accumulation = config.gradient_accumulation_steps
     batches = task.read(step * accumulation, config.steps * accumulation)
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process, mininterval=1)
     meter = _Meter()
+    if step:  # whatever follows a checkpoint may not have been done
+        _show(task, parallel, step, config, metrics)
     with Watch(accelerator) as watch:
         while step < config.steps:
             seed_step(seed, step, accelerator.process_index)
@@ -117,8 +119,6 @@ def train(
             _show(task, parallel, step, config, metrics)
             meter.restart()
     bar.close()
-    if started == config.steps:  # stopped between the last checkpoint and its export
-        _show(task, parallel, step, config, metrics)
     metrics.close()
     accelerator.end_training()
 

@@ -56,8 +56,6 @@ class Publisher:
     def __init__(self, config: HubConfig, output: Path, say: Callable[[str], None]) -> None:
         """Publish the run in `output` as `config` says; `say` prints a line."""
         self.config, self.say = config, say
-        for left in output.glob(".push-*"):  # of a run that was killed
-            shutil.rmtree(left)
         self.folder = Path(tempfile.mkdtemp(prefix=".push-", dir=output))
         self.waiting: list[Path] = []
         self.thread: threading.Thread | None = None

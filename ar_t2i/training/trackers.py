@@ -37,7 +37,8 @@ class Metrics:
         self.waiting, self.full = "", False
         self.trackers = _Trackers(accelerator, settings, self.say) if self.main and accelerator.log_with else None
         if self.main:
-            kept = [record for record in read_metrics(self.path) if record["step"] <= done] if done else []
+            records = read_metrics(self.path)  # those of validation at the last step come again
+            kept = [record for record in records if record["step"] < done + ("loss" in record)] if done else []
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
             temporary.replace(self.path)
