@@ -135,9 +135,8 @@ def make_rows(folder: Path, rows: int) -> None:
         lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * 32), codes)
         lengths = rng.integers(4, 16, count)
         texts = [" ".join(rng.choice(words, length)) for length in lengths.tolist()]
-        pq.write_table(
-            pa.table({"image_tokens": lists, "text": texts}), folder / f"train-{part:05d}-of-{parts:05d}.parquet"
-        )
+        name = f"train-{part:05d}-of-{parts:05d}.parquet"
+        pq.write_table(pa.table({"image_tokens": lists, "text": texts}), folder / name, row_group_size=10_000)
 
 
 def make_tars(folder: Path, rows: int) -> None:

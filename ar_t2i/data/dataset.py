@@ -138,7 +138,7 @@ class TokenizedDataset:
         first = self.rows.select(range(min(1000, len(self)))).with_format("numpy")["codes"][:]
         return hashlib.sha256(self.lengths.tobytes() + np.concatenate(first).tobytes()).hexdigest()
 
-    def code_entropy(self, most_rows: int = 100_000) -> float:
+    def code_entropy(self, most_rows: int = 10_000) -> float:
         """Entropy in nats of the codes' frequencies: the image loss of a model that knows only these."""
         sample = self.rows.select(range(min(most_rows, len(self))))
         counts = np.bincount(

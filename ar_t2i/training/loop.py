@@ -196,6 +196,8 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     device = PartialState(cpu=cpu, timeout=timedelta(hours=6)).device or torch.device("cpu")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError("DeepSpeed is not supported: take configs/accelerate/fsdp.yaml")
     fsdp = wants_fsdp()
     if fsdp:  # `Parallel` does it; accelerate would only do so on GPUs
         os.environ["ACCELERATE_USE_FSDP"] = "false"

@@ -52,6 +52,21 @@ def test_a_crash_at_any_write_is_made_good(kit, run, tmp_path, monkeypatch):
     assert crashes > 20
 
 
+def test_a_full_disk_keeps_finished_parts_and_a_rerun_ends_it(kit, run, small_disk, tmp_path):
+    """A disk that has room for some of the parts, and then for all."""
+    run(out=str(tmp_path / "whole"))
+    disk = small_disk(60_000)
+    with pytest.raises(ValueError, match="No space left on device.*finished parts are kept"):
+        run(out=str(disk / "out"))
+    kept = kit.stamps_of(disk / "out")
+    assert 0 < len(kept) < 4 and all(name.endswith(".parquet") for name in kept)
+    subprocess.run(["mount", "-o", "remount,size=5000000", str(disk)], check=True)
+    run(out=str(disk / "out"))
+    after = kit.stamps_of(disk / "out")
+    assert kit.rows_of(disk / "out") == kit.rows_of(tmp_path / "whole")
+    assert all(after[name] == stamp for name, stamp in kept.items()), "finished parts are not made again"
+
+
 def test_an_unreadable_shard_stops_nothing_else(kit, run, tmp_path, source, capsys):
     sources = (source, f"pipe:cat {tmp_path}/in/b.tar 2>/dev/null")
     with pytest.raises(ValueError, match="1 of 5 shards have no part yet.*run the same command again"):
