@@ -63,13 +63,14 @@ def as_nobody():
     def change():
         with tempfile.TemporaryDirectory() as folder:
             os.chmod(folder, 0o777)
-            user = os.geteuid()
-            if user == 0:
-                os.seteuid(65534)
+            root = os.geteuid() == 0
+            if root:
+                os.setresuid(65534, 65534, 0)
             try:
                 yield Path(folder)
             finally:
-                os.seteuid(user)
+                if root:
+                    os.setresuid(0, 0, 0)
                 for path in Path(folder).rglob("*"):
                     path.chmod(0o777)
 

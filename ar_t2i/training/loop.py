@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ar_t2i.device import has_fast_bf16, keep_freed_memory
 from ar_t2i.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from ar_t2i.training.optim import OptimConfig, lr_at
-from ar_t2i.training.parallel import Parallel, clip, unsynced, wants_fsdp
+from ar_t2i.training.parallel import Parallel, backward, unsynced, wants_deepspeed, wants_fsdp
 from ar_t2i.training.task import Batch, Sums, Task
 from ar_t2i.training.trackers import Metrics, check_trackers
 from ar_t2i.training.watch import Guard, Watch
@@ -136,14 +136,14 @@ def train_step(
     counts = accelerator.reduce(torch.stack([task.count(batch) for batch in batches]).sum(0), "sum")
     assert isinstance(counts, Tensor)
     loss, sums = accumulate(parallel.module, batches, lambda sums: task.loss(sums, counts), accelerator)
-    norm = float(clip(task.trained.parameters(), clip_norm))
+    norm = parallel.clip(clip_norm)
     values = {"loss": loss, **task.metrics(sums, counts), "grad_norm": norm}
     if not guard.accepts(loss, norm):
-        parallel.optimizer.zero_grad(set_to_none=True)
+        parallel.skip_step()
         for companion in task.companions:
             companion.after_skipped_step()
         return {**{name: value for name, value in values.items() if name.startswith("n_")}, "loss": loss, "skipped": 1}
-    update(parallel.optimizer, lr)
+    parallel.take_step(lr)
     for companion in task.companions:
         values |= companion.after_step(sums, counts)
     return values
@@ -154,7 +154,7 @@ def accumulate(
 ) -> tuple[float, Sums]:
     """Gradients of the sum of the micro-batches' losses, and that sum; and the module's sums, over all processes.
 
-    DDP and FSDP average gradients over processes, hence the factor.
+    DDP, FSDP and DeepSpeed average gradients over processes, hence the factor.
     """
     total: Sums = {}
     loss_sum = torch.zeros((), device=accelerator.device)
@@ -164,19 +164,11 @@ def accumulate(
             with accelerator.autocast():
                 sums = module(**batch)
             loss = loss_of(sums)
-            accelerator.backward(loss * accelerator.num_processes)
+            backward(loss * accelerator.num_processes, module, last, accelerator)
         loss_sum += loss.detach()
         total = {name: value.detach() + total.get(name, 0) for name, value in sums.items()}
     loss_sum = accelerator.reduce(loss_sum, "sum")
     return float(loss_sum), {name: accelerator.reduce(value, "sum") for name, value in total.items()}  # type: ignore
-
-
-def update(optimizer: Any, lr: float) -> None:
-    """Step, and clear the gradients."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -196,15 +188,12 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     device = PartialState(cpu=cpu, timeout=timedelta(hours=6)).device or torch.device("cpu")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise ValueError("DeepSpeed is not supported: take configs/accelerate/fsdp.yaml")
-    fsdp = wants_fsdp()
-    if fsdp:  # `Parallel` does it; accelerate would only do so on GPUs
-        os.environ["ACCELERATE_USE_FSDP"] = "false"
+    wanted = {"ACCELERATE_USE_FSDP": wants_fsdp(), "ACCELERATE_USE_DEEPSPEED": wants_deepspeed()}
+    os.environ.update(dict.fromkeys(wanted, "false"))  # `Parallel` does it; accelerate would only do so on GPUs
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no", log_with=list(config.trackers) or None, project_dir=str(output)
     )
-    os.environ["ACCELERATE_USE_FSDP"] = str(fsdp).lower()
+    os.environ.update({name: str(value).lower() for name, value in wanted.items()})
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ValueError(f"{accelerator.distributed_type} is not supported: configure accelerate for DDP or FSDP")
     return accelerator

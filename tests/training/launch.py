@@ -17,15 +17,19 @@ def command(config: Path, *options: str, processes: int = 1, restarts: int = 0) 
     return [*door, str(ROOT / "train.py"), "--config", str(config), *options]
 
 
-def environment(fsdp: bool = False, **more: str) -> dict[str, str]:
-    """As `accelerate launch` would set it from configs/accelerate/ddp.yaml or fsdp.yaml."""
-    chosen = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if fsdp else {}
+def environment(strategy: str = "ddp", **more: str) -> dict[str, str]:
+    """As `accelerate launch` would set it from configs/accelerate/."""
+    chosen = {
+        "ddp": {},
+        "fsdp": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+        "deepspeed": {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"},
+    }[strategy]
     return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **chosen, **more}
 
 
-def launch(config: Path, *options: str, processes: int = 1, fsdp: bool = False, **more: str) -> str:
+def launch(config: Path, *options: str, processes: int = 1, strategy: str = "ddp", **more: str) -> str:
     """Run to the end; returns what it printed."""
     line = command(config, *options, processes=processes)
-    done = subprocess.run(line, capture_output=True, text=True, env=environment(fsdp, **more), timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(strategy, **more), timeout=900)
+    assert done.returncode == 0, done.stderr[-20000:]
     return done.stdout + done.stderr

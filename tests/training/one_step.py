@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from ar_t2i.model.loss import DecoderWithLoss
 from ar_t2i.sequence import sequence_ids
 from ar_t2i.training.decoder import DataConfig, DecoderTask, TrainConfig
 from ar_t2i.training.loop import train_step
+from ar_t2i.training.parallel import Parallel
 from ar_t2i.training.watch import Guard
 from ar_t2i.vocabulary import Vocabulary
 
@@ -42,7 +42,9 @@ def main(accumulation: int, out: Path) -> None:
     task.module, task.trained, task.lines = DecoderWithLoss(model, vocabulary), model, {}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     module, optimizer = accelerator.prepare(task.module, optimizer)
-    parallel = SimpleNamespace(task=task, module=module, optimizer=optimizer, accelerator=accelerator)
+    parallel = object.__new__(Parallel)  # with an optimizer whose steps show the gradient
+    parallel.task, parallel.module, parallel.optimizer, parallel.accelerator = task, module, optimizer, accelerator
+    parallel.sharded = parallel.partitioned = False
     batches = [collate(part, vocabulary.pad_id) for part in mine]
     values = train_step(parallel, batches, lr=1.0, clip_norm=0.0, guard=Guard(0))
     if accelerator.is_main_process:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ar_t2i.titok.vqgan import initialize_convolutions
-from ar_t2i.training.loop import accumulate, update
+from ar_t2i.training.loop import accumulate
 from ar_t2i.training.optim import OptimConfig, lr_at, make_optimizer
 from ar_t2i.training.parallel import clip
 from ar_t2i.training.task import Batch, Sums
@@ -182,9 +182,10 @@ class Gan:
         lr = lr_at(self.step - self.config.start, max(1, self.steps - self.config.start), self.optim)
         norm = float(clip(self.network.parameters(), self.optim.clip_norm))
         if math.isfinite(norm):
-            update(self.optimizer, lr)
-        else:
-            self.optimizer.zero_grad(set_to_none=True)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         hinge = factor * (total["hinge_real"] + total["hinge_fake"]) / count
         values = {"discriminator_loss": float(hinge), "discriminator_grad_norm": norm}
         means = torch.stack([total[name] / count for name in _LOGITS])

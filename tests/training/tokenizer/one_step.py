@@ -6,13 +6,13 @@ Run by test_spread.py. The discriminator learns, LeCam compares, and dead codes 
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
 
 from ar_t2i.config import build
 from ar_t2i.training.loop import train_step
+from ar_t2i.training.parallel import Parallel
 from ar_t2i.training.tokenizer.pixels import SingleStageTrainConfig, _single_stage
 from ar_t2i.training.watch import Guard
 
@@ -40,7 +40,9 @@ def main(accumulation: int, out: Path) -> None:
     gan.optimizer.optimizer = torch.optim.SGD(gan.network.parameters(), lr=1.0)
     optimizer = torch.optim.SGD(task.trained.parameters(), lr=1.0)
     module, optimizer = accelerator.prepare(task.module, optimizer)
-    parallel = SimpleNamespace(task=task, module=module, optimizer=optimizer, accelerator=accelerator)
+    parallel = object.__new__(Parallel)  # with an optimizer whose steps show the gradient
+    parallel.task, parallel.module, parallel.optimizer, parallel.accelerator = task, module, optimizer, accelerator
+    parallel.sharded = parallel.partitioned = False
     batches = task.read(0, 2 * accumulation)
     told = []
     for _ in range(2):
