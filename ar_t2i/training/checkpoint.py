@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from ar_t2i.bundles import replace_directory
 from ar_t2i.hub.names import resolve_checkpoint
+from ar_t2i.untrusted import check_tensors, read_json, read_tensors
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,14 @@ def check_checkpoint(path: Path, facts: dict[str, Any]) -> int:
             named.
     """
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = read_json(path / "state.json")
     except OSError as error:
         raise ValueError(f"no checkpoint at {str(path)!r}: expected a folder with state.json") from error
-    check_facts(path, state["facts"], facts)
-    return state["step"]
+    step, stored = state.get("step"), state.get("facts")
+    if type(step) is not int or not 0 <= step < 2**48 or not isinstance(stored, dict):
+        raise ValueError(f"{path / 'state.json'} tells no step and facts: resume from an older checkpoint")
+    check_facts(path, stored, facts)
+    return step
 
 
 def check_facts(path: Path, stored: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -121,10 +125,13 @@ def load_checkpoint(
     _load(model, path / "model.safetensors")
     if ema is not None:
         _load(ema, path / "ema.safetensors")
-    optimizer.load_state_dict(load_states(path / "optimizer.safetensors"))
-    if companions:
-        for companion, state in zip(companions, load_states(path / "companions.safetensors"), strict=True):
-            companion.load_state_dict(state)
+    try:
+        optimizer.load_state_dict(load_states(path / "optimizer.safetensors"))
+        if companions:
+            for companion, state in zip(companions, load_states(path / "companions.safetensors"), strict=True):
+                companion.load_state_dict(state)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:  # states of something else
+        raise ValueError(f"{path} holds states that do not fit this run: resume from an older checkpoint") from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -176,18 +183,19 @@ def load_states(path: Path) -> Any:
         return (tuple if kind == "tuple" else list)(original(item) for item in content)
 
     try:
+        check_tensors(path)
         with safe_open(path, "pt") as file:
             structure = json.loads(file.metadata()["states"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         return original(structure)
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:  # also RecursionError
         raise ValueError(f"{path} is missing or damaged: resume from an older checkpoint") from error
 
 
 def _load(module: nn.Module, path: Path) -> None:
     try:
-        stored, own = load_file(path), _tensors(module)
-    except (OSError, SafetensorError) as error:
+        stored, own = read_tensors(path), _tensors(module)
+    except ValueError as error:
         raise ValueError(f"{path} is missing or damaged: resume from an older checkpoint") from error
     if stored.keys() != own.keys():
         wrong = sorted(stored.keys() ^ own.keys())
