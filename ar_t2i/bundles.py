@@ -214,7 +214,8 @@ def _copy(source: Path, target: Path) -> None:
     """Copy the files of an image tokenizer or a verifier, and nothing else that lies or is linked beside them."""
     target.mkdir()
     for name in ("README.md", "config.json", "model.safetensors"):
-        if (source / name).is_file() and (name != "README.md" or not (source / name).is_symlink()):
+        linked = name == "README.md" and (source / name).is_symlink()  # to whatever, and a bundle may be published
+        if (source / name).is_file() and not linked:
             shutil.copy2(source / name, target / name)
 
 

@@ -76,7 +76,8 @@ def load_image_tokenizer(directory: str | Path) -> ImageTokenizer:
         ) from error
     if (Path(directory) / "pytorch_model.bin").exists() and not (Path(directory) / "model.safetensors").exists():
         raise ValueError(
-            f"{directory} has its weights as a pickle, which can run code when it is read: ask for safetensors"
+            f"{directory} has its weights as a pickle, which can run code when it is read: ask for safetensors, "
+            "or write them yourself by TiTok.from_pretrained(folder).save_pretrained(folder)"
         )
     if config.get("model_type") == "slots":
         from ar_t2i.slots import SlotTokenizer

@@ -5,6 +5,7 @@ here, and nothing in it is ever run. SECURITY.md tells what is trusted and what 
 """
 
 import json
+import os
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -109,8 +110,8 @@ def parse_yaml(text: str, name: str, loader: type[yaml.SafeLoader] = yaml.SafeLo
     """
     if len(text) > YAML_BYTES:
         raise ValueError(f"{name} has more than the {YAML_BYTES:,} characters that are read of yaml")
-    reader = loader(text)
     try:
+        reader = loader(text)
         node = reader.get_single_node()
         if node is None:
             return None
@@ -121,8 +122,6 @@ def parse_yaml(text: str, name: str, loader: type[yaml.SafeLoader] = yaml.SafeLo
         # the last four: PyYAML on dates and numbers that are none
         reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ValueError(f"{name} is not valid yaml: {reason}") from error
-    finally:
-        reader.dispose()
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
@@ -208,8 +207,13 @@ def outlined(name: str) -> Iterator[None]:
         raise ValueError(f"{name} describes tensors that cannot be: {_first_line(error)}") from error
 
 
+def leads_out(path: str) -> bool:
+    """Whether what a file names by this path may lie outside of the file's folder, or is a web address."""
+    return "://" in path or "::" in path or os.path.isabs(path) or os.pardir in path.replace("\\", "/").split("/")
+
+
 def printable(text: str) -> str:
-    """A text as one line that a terminal only shows: what would steer it is written as an escape, such as \\x1b."""
+    """A text as one line that a terminal only shows: what would steer it becomes an escape such as that of Python."""
     line = " ".join(text[: SHOWN_CHARS + 1].split())
     shown = "".join(
         letter if letter.isprintable() or letter in _JOINERS else letter.encode("unicode_escape").decode()
