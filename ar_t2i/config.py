@@ -203,11 +203,13 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple:
         items = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
         return tuple(_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(items))
-    if origin in (list, dict):
-        if not isinstance(value, origin):
-            raise ValueError(f"{where}={_shown(value)}: expected {'a list' if origin is list else 'a group'}")
-        if origin is list:
-            return [_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}={_shown(value)}: expected a list")
+        return [_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}={_shown(value)}: expected a group")
         return {_convert(key, arguments[0], where): _convert(item, arguments[1], where) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if isinstance(value, hint):  # type: ignore[arg-type]

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 JSON_BYTES = 16 * 2**20
 """Of a json file or text; those that are read here have some KB."""
-YAML_BYTES = 2**20
-"""Of a yaml file, and of what it becomes when every alias is replaced by what it stands for."""
+YAML_BYTES = 2**18
+"""Of a yaml text, and of what it becomes when every alias is replaced by what it stands for; PyYAML needs some
+seconds for the worst of that size."""
 HEADER_BYTES = 32 * 2**20
 """Of a safetensors file's header; that of a thousand layers has 2 MB."""
 SHOWN_CHARS = 2000
@@ -51,7 +52,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     """
     check_file(path, most)  # asked first: to open a pipe waits for its writer
     with open(path, "rb") as file:
-        return file.read(most)
+        return file.read(os.fstat(file.fileno()).st_size)  # not `most`, for which memory would be taken at once
 
 
 def read_text(path: Path, most: int = JSON_BYTES) -> str:

@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +30,12 @@ CAPTION_COLUMNS = ("caption", "text", "prompt")
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: the key ends at the first dot of the file name
 _META = re.compile(r"__[^/]*__($|/)")
-_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _MOST_UNPACKED = 200
 """A compressed tar that becomes so many times larger, and larger than a picture file may be, is a bomb."""
 _GROUP_FILES = 1000
 """Of one sample."""
-_EXTENSION_BYTES = 16 * 1024
+_EXTENSION_BYTES = 8 * 1024
 """Of a header that gives a member a longer name and the like: what tarfile makes of it grows as the square."""
 _EXTENSIONS = 4
 """Such headers for one member; tarfile goes one level deeper for each."""
@@ -213,15 +213,16 @@ def _header_class() -> type[tarfile.TarInfo]:
 
 def _archive(stream: Any, local: bool, header: type[tarfile.TarInfo]) -> tuple[tarfile.TarFile | None, int]:
     """The archive, and its size where that is known: seeking passes over unwanted pictures."""
-    buffered = stream if local else io.BufferedReader(_Raw(stream))
-    start = buffered.peek(6)
-    packed = next((kind for mark, kind in _COMPRESSED.items() if start.startswith(mark)), None)
     size = os.fstat(stream.fileno()).st_size if local else 0
+    raw = _Raw(stream)
+    source: Any = stream if local else io.BufferedReader(raw)
+    start = source.peek(6)
+    packed = next((kind for mark, kind in _COMPRESSED.items() if start.startswith(mark)), None)
     if packed is not None:
-        buffered = _Unpacked(packed(buffered), size)  # type: ignore[operator]
-    mode = "r|" if packed or not size else "r:"
+        source, size = _Unpacked(packed(source), source.tell if local else lambda: raw.count), 0
+    mode: Any = "r:" if size else "r|"
     try:
-        return tarfile.open(fileobj=buffered, mode=mode, tarinfo=header, ignore_zeros=True), 0 if packed else size
+        return tarfile.open(fileobj=source, mode=mode, tarinfo=header, ignore_zeros=True), size
     except tarfile.TarError:
         return None, 0
 
@@ -230,7 +231,7 @@ class _Raw(io.RawIOBase):
     """A stream that only reads, such as the output of a command, as io's buffers want it."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        self.stream, self.count = stream, 0
 
     def readable(self) -> bool:
         return True
@@ -238,14 +239,15 @@ class _Raw(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self.stream.read(len(buffer))
         buffer[: len(data)] = data
+        self.count += len(data)
         return len(data)
 
 
 class _Unpacked:
     """The contents of a compressed stream, which ends where it is damaged, or where it is a bomb."""
 
-    def __init__(self, stream: Any, size: int) -> None:
-        self.stream, self.left = stream, max(size * _MOST_UNPACKED, 2 * MAX_FILE_BYTES) if size else None
+    def __init__(self, stream: Any, packed: Callable[[], int]) -> None:
+        self.stream, self.packed, self.count = stream, packed, 0
 
     def read(self, size: int) -> bytes:
         try:
@@ -256,10 +258,9 @@ class _Unpacked:
             return b""
         except (EOFError, zlib.error, lzma.LZMAError):
             return b""
-        if self.left is not None:
-            self.left -= len(data)
-            if self.left < 0:
-                raise tarfile.ReadError("a compressed tar that never ends")
+        self.count += len(data)
+        if self.count > max(_MOST_UNPACKED * self.packed(), 2 * MAX_FILE_BYTES):
+            raise tarfile.ReadError("a compressed tar that is a bomb")
         return data
 
 

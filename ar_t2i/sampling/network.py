@@ -8,7 +8,6 @@ Shape suffixes: R rows of the batch, P new positions, S positions so far and new
 keys and values, E numbers in a head, K ids.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ar_t2i.model.build import MOST_LAYERS, head_logits
+from ar_t2i.model.build import MOST_LAYERS, check_plain, head_logits
 from ar_t2i.untrusted import read_json, read_tensors
 
 if TYPE_CHECKING:
@@ -189,6 +188,7 @@ class Qwen3:
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder}: no causal LM with safetensors weights could be loaded: {error}") from error
         try:
+            check_plain(config)  # `stock` hands it to transformers
             network = cls(config, {name: tensor.float() for name, tensor in stored.items()})
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
@@ -368,7 +368,7 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
             raise ValueError(f"config.json has {name}={str(value)[:20]}: expected a whole number from 1 to {most - 1}")
     for name, value in (("rms_norm_eps", config.get("rms_norm_eps")),
                         ("rope_theta", config["rope_parameters"].get("rope_theta"))):  # fmt: skip
-        if type(value) not in (int, float) or not 0 < value < 2**63 or not math.isfinite(value):
+        if not isinstance(value, (int, float)) or not 0 < value < 2**63:
             raise ValueError(f"config.json has {name}={str(value)[:20]}: expected a number above 0")
     if config["head_dim"] % 2 or config["num_attention_heads"] % config["num_key_value_heads"]:
         raise ValueError("config.json has an odd head_dim, or heads that do not share keys and values evenly")

@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
@@ -81,7 +81,7 @@ def run(
     found, total, before = [], 0, signal.signal(signal.SIGALRM, too_slow)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as home:
         for name, target in make_targets(Path(home)).items():
-            if only not in ("", name):
+            if only and name not in only.split(","):
                 continue
             started, cases, errors = time.monotonic(), count or max(1, round(target.cases * share)), set()
             with quiet():
@@ -102,7 +102,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--share", type=float, default=0.01, help="of a million cases")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--target", default="")
+    parser.add_argument("--target", default="", help="names, with commas between; all if not given")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=0)
     options = parser.parse_args()
