@@ -193,8 +193,15 @@ class Vocabulary:
         return backend
 
     def encode_captions(self, captions: Sequence[str]) -> list[list[int]]:
-        """Captions to ids; the text of a special token is read as plain text."""
-        encoded = self._captions.encode_batch(list(captions), add_special_tokens=False)
+        """Captions to ids; the text of a special token is read as plain text.
+
+        Raises:
+            ValueError: the tokenizer's rules name tokens that it has not.
+        """
+        try:
+            encoded = self._captions.encode_batch(list(captions), add_special_tokens=False)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ValueError(f"the tokenizer cannot encode: {printable(str(error))[:200]}") from error
         return [encoding.ids for encoding in encoded]
 
     def encode_caption_with_dropout(self, caption: str, dropout: float, rng: np.random.Generator) -> list[int]:

@@ -179,7 +179,8 @@ def test_revisions_name_nothing_else_in_the_cache():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"image_size": 32 * 10**8, "regions": [10**8, 10**8]}, {"mixer_depth": 10**9}, {"codebook_size": 10**15},
+        {"image_size": 32 * 10**8, "regions": [10**8, 10**8]}, {"mixer_depth": 10**9},
+        {"mixer_depth": 4095}, {"codebook_size": 10**15},
         {"mixer_width": 2**62}, {"stage_widths": [2**40] * 4}, {"stage_widths": [0] * 4}, {"regions": [1]},
         {"num_codes": 10**400}, {"image_size": 1e300},
     ],
@@ -197,7 +198,7 @@ def test_absurd_slot_tokenizers_are_refused(image_tokenizer_folder, tmp_path, ch
     "changes",
     [
         {"width": 2**40, "num_layers": 1, "num_heads": 1}, {"width": 8, "num_layers": 10**9, "num_heads": 1},
-        {"width": 8, "num_layers": 1024, "num_heads": 8, "depth": 1},
+        {"width": 8, "num_layers": 257, "num_heads": 8, "depth": 1},
     ],
 )  # fmt: skip
 def test_absurd_titoks_are_refused(tmp_path, changes, little_memory):
@@ -266,6 +267,16 @@ def test_tokens_make_no_tables_without_end(vocabulary_folder, tmp_path, token, n
         assert Vocabulary.from_pretrained(tmp_path).codebook_size == 4096  # a word like any other
 
 
+def test_a_token_for_the_unknown_that_is_unknown(vocabulary_folder, tmp_path):
+    """Found by the fuzzer: tokenizers raises a plain Exception, and only when it meets such a letter."""
+    rules = json.loads((vocabulary_folder / "tokenizer.json").read_text())
+    rules["model"] |= {"unk_token": "nowhere", "vocab": {"a": 0}, "merges": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(rules))
+    (tmp_path / "tokenizer_config.json").write_bytes((vocabulary_folder / "tokenizer_config.json").read_bytes())
+    with pytest.raises(ValueError, match="cannot encode: Unk token `nowhere` not found"):
+        Vocabulary.from_pretrained(tmp_path).encode_captions(["b"])
+
+
 def test_files_that_are_too_large_are_not_read(bundle, tmp_path, little_memory):
     for name, what in (("words.txt", "words"), ("ar_t2i.json", ""), ("tokenizer.json", "vocabulary")):
         before = (bundle / name).read_bytes() if (bundle / name).exists() else None
@@ -315,11 +326,11 @@ MERGES = "a: &a {x: 1, y: 2}\n" + "".join(
 
 @pytest.mark.parametrize(
     "text",
-    [LAUGHS, MERGES, "a: &a [*a]", "&a {b: *a}", "[" * 50_000, "- " * 50_000, "a: " + "1:" * 10_000 + "1", "a: !!timestamp 9999-99-99",
-     "!!python/object/apply:os.system ['touch ran']", "a: \x07", "a: !!int x", "? [a]\n: b", "a: !!binary é", "a: 2001-13-45",
-     "x" * 2**21],
-    ids=["laughs", "merges", "cycle", "cycle of groups", "flow", "blocks", "sexagesimal", "date", "code", "bell", "int", "key",
-         "binary", "implicit date", "long"],
+    [LAUGHS, MERGES, "a: &a [*a]", "&a {b: *a}", "[" * 50_000, "- " * 50_000, "a: " + "1:" * 10_000 + "1",
+     "a: !!timestamp 9999-99-99", "!!python/object/apply:os.system ['touch ran']", "a: \x07", "a: !!int x",
+     "? [a]\n: b", "a: !!binary é", "a: 2001-13-45", "x" * 2**21],
+    ids=["laughs", "merges", "cycle", "cycle of groups", "flow", "blocks", "sexagesimal", "date", "code", "bell",
+         "int", "key", "binary", "implicit date", "long"],
 )  # fmt: skip
 def test_yaml_that_is_none(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -65,8 +65,8 @@ class ReaderConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         for name in ("fine_blocks", "wide_blocks"):
-            if not 0 <= getattr(self, name) <= 1024:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 to 1024")
+            if not 0 <= getattr(self, name) <= 256:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 to 256")
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold={self.threshold}: expected more than 0 and less than 1")
 

@@ -45,10 +45,10 @@ class SlotConfig:
         for name in ("num_codes", "code_dim", "feature_channels", "mixer_width", "unmixer_width", "mixer_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.image_size > 4096 or self.mixer_depth * self.num_regions > 4096:
+        if self.image_size > 4096 or self.mixer_depth * self.num_regions > 512:
             raise ValueError(
                 f"image_size={self.image_size}, mixer_depth={self.mixer_depth}, regions={list(self.regions)}: "
-                "expected at most 4096 pixels, and 4096 layers in all"
+                "expected at most 4096 pixels, and 512 layers in all"
             )
         if self.codebook_size < 2:
             raise ValueError(f"codebook_size={self.codebook_size}: expected at least 2")

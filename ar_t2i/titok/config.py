@@ -37,7 +37,7 @@ class ViTSize:
             ValueError: a size that no transformer can have.
         """
         _at_least_one(self, "width", "num_layers", "num_heads")
-        _at_most(self, 1024, "num_layers")
+        _at_most(self, 256, "num_layers")
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} is not a multiple of num_heads={self.num_heads}; change one of them")
 

@@ -1,4 +1,4 @@
-"""Tars, tables, folders, pictures and datasets made to do harm (SECURITY.md): a reason for a sample, one line for a run."""
+"""Tars, tables, folders, pictures and datasets made to do harm (SECURITY.md)."""
 
 import bz2
 import gzip
@@ -77,7 +77,7 @@ def test_members_that_hold_code_are_never_loaded(tmp_path, monkeypatch):
 
 
 def test_names_lead_nowhere(tmp_path, kit, run):
-    """Names that go up, absolute ones, links and devices: what is read is data, and nothing is written but the output."""
+    """Names that go up, absolute ones, links and devices: what is read is data alone."""
     (tmp_path / "in").mkdir(exist_ok=True)
     data = b"".join(
         member(f"{name}.{kind}", content)
@@ -99,14 +99,15 @@ HOSTILE = {
     "size below zero by an extension": member("x", b"19 size=-1024000000\n"[:20], PAX) + member("a.jpg", b"1"),
     "size below zero": GOOD_TAR[:124] + b"\xff" * 10 + b"\xfc\0" + GOOD_TAR[136:512],
     "thousand extensions": b"".join(member("x", b"9 path=a\n", PAX) for _ in range(1000)),
-    "thousand long names": b"".join(member("././@LongLink", b"a.jpg\0", tarfile.GNUTYPE_LONGNAME) for _ in range(1000)),
+    "thousand long names": b"".join(member("L", b"a.jpg\0", tarfile.GNUTYPE_LONGNAME) for _ in range(1000)),
     "quadratic extension": member("x", b"2 " * 8000 + b"=", PAX) * 3 + member("a.jpg"),
-    "global extensions": b"".join(member("x", b"%d k%d=%s\n" % (108, n, b"v" * 100), tarfile.XGLTYPE) + member(f"{n}.jpg")
+    "global extensions": b"".join(member("x", b"108 k%d=%s\n" % (n, b"v" * 98), tarfile.XGLTYPE) + member(f"{n}.jpg")
                                   for n in range(1000, 2100)),
     "extension without end": member("x", b"", PAX, 8**11 - 1),
     "long name without end": member("x", b"", tarfile.GNUTYPE_LONGNAME, 8**11 - 1),
     "sparse": member("a.jpg", b"", tarfile.GNUTYPE_SPARSE, 2**30) * 3,
-    "sparse by an extension": member("x", b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n", PAX) + member("a.jpg", b"9\n" * 300),
+    "sparse by an extension": member("x", b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n", PAX)
+                              + member("a.jpg", b"9\n" * 300),
     "a size that lies": member("a.jpg", b"", size=2**33),
     "a name that is no text": member("a.jpg").replace(b"a.jpg", b"\xff.jpg"),
 }  # fmt: skip
@@ -319,8 +320,8 @@ MARKUP = "<script>`x`|y</script>\x1b[2J"
 
 @pytest.mark.parametrize(
     "changes",
-    [{"shard": ["x"]}, {"shard": {}}, {"bytes": "x"}, {"kept": -1}, {"dropped": []}, {"dropped": {"a": "b"}}, {"examples": 3},
-     {"sha256": None}, {"kept": 1e400}, {"more": 1}],
+    [{"shard": ["x"]}, {"shard": {}}, {"bytes": "x"}, {"kept": -1}, {"dropped": []}, {"dropped": {"a": "b"}},
+     {"examples": 3}, {"sha256": None}, {"kept": 1e400}, {"more": 1}],
 )  # fmt: skip
 def test_records_of_other_types_are_none(tmp_path, changes):
     (tmp_path / "x.json").write_text(json.dumps(asdict(RECORD)))
@@ -380,8 +381,9 @@ def test_a_foreign_card_is_kept_as_data(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    "files", ["../x.parquet", "/etc/passwd", "https://localhost:1/x.parquet", "hf://datasets/a/b/x", "zip://x::../a", ["a", "../b"],
-              [{"split": "train", "path": ["data/../../x"]}], {"train": "~/../x"}]
+    "files",
+    ["../x.parquet", "/etc/passwd", "https://localhost:1/x.parquet", "hf://datasets/a/b/x", "zip://x::../a",
+     ["a", "../b"], [{"split": "train", "path": ["data/../../x"]}], {"train": "~/../x"}]
 )  # fmt: skip
 def test_a_card_names_data_of_its_folder_alone(tokenized, tmp_path, vocabulary, files):
     (tmp_path / "data").symlink_to(tokenized / "data")

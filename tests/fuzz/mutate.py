@@ -5,20 +5,22 @@ import random
 import struct
 from collections.abc import Callable
 
-NUMBERS = (0, 1, -1, 2, 7, 127, 128, 255, 256, 4095, 65535, 65536, 10**6, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64,
-           -(2**63), 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308, -1e308)  # fmt: skip
+NUMBERS = (0, 1, -1, 2, 7, 127, 128, 255, 256, 4095, 65535, 65536, 10**6, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63,
+           2**64, -(2**63), 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308, -1e308)  # fmt: skip
 TEXTS = (
-    "", " ", "\0", "\x1b[2J\x1b]0;x\x07", "\u202e", "\ud800", "é" * 300, "a" * 5000, "../../x", "/etc/passwd", "/dev/zero",
-    "pipe:false", "http://localhost:1/x", "file:///etc/passwd", "~/x", "C:\\x", "owner/name", "@../..", "<script>x</script>",
-    "`x`|y", "<!-- written by ar-t2i: end -->", "---\n", "nan", "inf", "1e999", "true", "null", "{}", "%s%n", "{0.__class__}",
-    "!!python/object/apply:os.system [x]", "*a", "&a", "<<",
+    "", " ", "\0", "\x1b[2J\x1b]0;x\x07", "\u202e", "\ud800", "é" * 300, "a" * 5000, "../../x", "/etc/passwd",
+    "/dev/zero", "pipe:false", "http://localhost:1/x", "file:///etc/passwd", "~/x", "C:\\x", "owner/name", "@../..",
+    "<script>x</script>", "`x`|y", "<!-- written by ar-t2i: end -->", "---\n", "nan", "inf", "1e999", "true",
+    "null", "{}", "%s%n", "{0.__class__}", "!!python/object/apply:os.system [x]", "*a", "&a", "<<",
 )  # fmt: skip
 TOKENS = (
-    b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x7f\xff\xff\xff", b"\x80\0\0\0\0\0\0\0", b'"', b"'", b"{", b"}",
-    b"[", b"]", b"[" * 200, b"{\"a\":" * 200, b":", b": ", b"\n", b"\r\n", b"\t", b",", b"-", b"- ", b"&a ", b"*a", b"<<: *a\n", b"!!",
-    b"!!int ", b"!!binary ", b"!!timestamp ", b"!!set ", b"? ", b"|", b">", b"%YAML 9.9\n", b"---\n", b"...", b"1:2:3", b"0x", b"1e999", b".inf", b".nan",
-    b"NaN", b"Infinity", b"99999999999999999999", b"-1", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\x1b[31m", b"\xc2\x9b2J", b"../", b"://",
-    b"GNU.sparse.major=1\n", b"size=-1024\n", b"20 path=../../../x\n", b"\xff\xda", b"\xff\xd8", b"IHDR", b"IDAT", b"PAR1",
+    b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x7f\xff\xff\xff", b"\x80\0\0\0\0\0\0\0", b'"',
+    b"'", b"{", b"}", b"[", b"]", b"[" * 200, b"{\"a\":" * 200, b":", b": ", b"\n", b"\r\n", b"\t", b",", b"-",
+    b"- ", b"&a ", b"*a", b"<<: *a\n", b"!!", b"!!int ", b"!!binary ", b"!!timestamp ", b"!!set ", b"? ", b"|",
+    b">", b"%YAML 9.9\n", b"---\n", b"...", b"1:2:3", b"0x", b"1e999", b".inf", b".nan", b"NaN", b"Infinity",
+    b"99999999999999999999", b"-1", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\x1b[31m", b"\xc2\x9b2J", b"../", b"://",
+    b"GNU.sparse.major=1\n", b"size=-1024\n", b"20 path=../../../x\n", b"\xff\xda", b"\xff\xd8", b"IHDR", b"IDAT",
+    b"PAR1",
 )  # fmt: skip
 DEEP: list = []
 for _ in range(120):
@@ -132,7 +134,7 @@ def change_safetensors(rng: random.Random, seeds: list[bytes]) -> bytes:
 
 
 def change_tar(rng: random.Random, seeds: list[bytes]) -> bytes:
-    """Fields of headers with checksums that fit, else tarfile would pass over them; whole blocks moved; other bytes."""
+    """Fields of headers with checksums that fit, else tarfile passes over them; whole blocks moved; other bytes."""
     data = bytearray(rng.choice(seeds))
     if not data[257:262] == b"ustar":  # compressed
         return change_bytes(rng, [bytes(data)])
@@ -142,8 +144,10 @@ def change_tar(rng: random.Random, seeds: list[bytes]) -> bytes:
             break
         head, kind = rng.choice(heads), rng.randrange(6)
         if kind == 0:
-            size = rng.choice((b"00000000000", b"77777777777", b"00000000001", b"00000001000", b"-0000001000",
-                               b"\x80\0\0\0\0\0\0\x01\0\0\0", b"\xff\xff\xff\xff\xff\xff\xff\xff\xfc\0\0\0"))  # fmt: skip
+            size = rng.choice((
+                b"00000000000", b"77777777777", b"00000000001", b"00000001000", b"-0000001000",
+                b"\x80\0\0\0\0\0\0\x01\0\0\0", b"\xff\xff\xff\xff\xff\xff\xff\xff\xfc\0\0\0",
+            ))  # fmt: skip
             data[head + 124 : head + 124 + len(size)] = size
         elif kind == 1:
             data[head + 156] = rng.choice(b"0123456789LKSxgXVMND\0")

@@ -91,6 +91,7 @@ def run(
                     if kind not in errors:
                         errors.add(kind)
                         found.append(f"{name} {number}: {data[:300]!r}\n{trace}")
+                        say(found[-1])
             total += cases
             say(f"{name:24}{cases:>10,} cases {time.monotonic() - started:8.1f} s {len(errors):4} finds")
     signal.signal(signal.SIGALRM, before)
@@ -112,7 +113,6 @@ def main() -> int:
     found = run(
         options.share, options.seed, lambda line: print(line, flush=True), options.target, options.first, options.count
     )
-    print("\n".join(found))
     return bool(found)
 
 

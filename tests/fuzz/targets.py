@@ -176,7 +176,8 @@ FACTS = {
     "vocabulary": "b2", "crop": "center", "max_pixels": 100, "min_edge": 8, "max_aspect": 20.0,
     "max_caption_chars": 100, "versions": {"python": "3.11"},
 }  # fmt: skip
-CARD = b"---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: data/*.parquet}\n---\n# X\n"
+CARD = b"---\nlicense: mit\nconfigs:\n- config_name: default\n"
+CARD += b"  data_files:\n  - {split: train, path: data/*.parquet}\n---\n# X\n"
 
 
 def _manifests(home: Path) -> dict[str, Target]:
@@ -269,8 +270,10 @@ def _bundles(home: Path) -> dict[str, Target]:
     slots_config = (home / "slots" / "config.json").read_bytes()
     small = ViTSize(width=8, num_layers=1, num_heads=1)
     vqgan = VQGANConfig(channel_mult=(1, 1), hidden_channels=32, num_res_blocks=1, z_channels=2, codebook_size=4)
-    tiny = TiTokConfig(codebook_size=4, token_size=2, num_latent_tokens=2, vit_enc_size=small, vit_dec_size=small,
-                       use_l2_norm=True, vit_enc_patch_size=2, vit_dec_patch_size=2, crop_size=4, vqgan=vqgan)  # fmt: skip
+    tiny = TiTokConfig(
+        codebook_size=4, token_size=2, num_latent_tokens=2, vit_enc_size=small, vit_dec_size=small, use_l2_norm=True,
+        vit_enc_patch_size=2, vit_dec_patch_size=2, crop_size=4, vqgan=vqgan,
+    )  # fmt: skip
     titok = [json.dumps(each.to_dict()).encode() for each in (published_config("l32"), tiny)]
     _put(home / "titok" / "model.safetensors", save({"x": torch.zeros(1)}))
 
@@ -348,8 +351,9 @@ def _checkpoints(home: Path) -> dict[str, Target]:
 
 
 def _configs(home: Path) -> dict[str, Target]:
-    run = b"output: runs/a\nvocabulary: v\nimage_tokenizer: t\ndata: {dataset: d, batch_size: 4}\nmodel:\n  hidden_size: 64\n"
-    run += b"optim: {lr: 1e-3, warmup_steps: 5}\nloop:\n  steps: 8\n  trackers: []\nsamples: {prompts: [a bird, b]}\n"
+    run = b"output: runs/a\nvocabulary: v\nimage_tokenizer: t\ndata: {dataset: d, batch_size: 4}\n"
+    run += b"model:\n  hidden_size: 64\noptim: {lr: 1e-3, warmup_steps: 5}\nloop:\n  steps: 8\n  trackers: []\n"
+    run += b"samples: {prompts: [a bird, b]}\n"
     overrides = [b"optim.lr=1e-3", b"data.batch_size=8", b"samples.prompts=[a, b]", b"model={head_dim: 64}"]
     flags = [b"a bird\0--seed\x003\0--top-p\x000.5\0--grid", b"x.tar\0--out\0o\0--image-tokenizer\0t\0--crop\0adm"]
 
