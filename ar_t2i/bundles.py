@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ar_t2i.config import build
-from ar_t2i.hub.names import resolve
+from ar_t2i.hub.names import download, resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import load_causal_lm
 from ar_t2i.sampling.logits import SamplingConfig
 from ar_t2i.sampling.network import Qwen3, network_of
+from ar_t2i.untrusted import read_json
 from ar_t2i.vocabulary import Vocabulary
 from ar_t2i.words import fingerprint_of_words, read_words, write_words
 
@@ -101,7 +102,7 @@ def save_bundle(
         model.save_pretrained(folder)
         vocabulary.save_pretrained(folder)
         if isinstance(image_tokenizer, Path):
-            shutil.copytree(image_tokenizer, folder / "image_tokenizer")
+            _copy(image_tokenizer, folder / "image_tokenizer")
             fingerprint = load_image_tokenizer(image_tokenizer).fingerprint
         else:
             image_tokenizer.save_pretrained(folder / "image_tokenizer")
@@ -111,7 +112,7 @@ def save_bundle(
             write_words(folder / WORDS, words)
             fingerprints[WORDS] = fingerprint_of_words(words)
         if verifier is not None:
-            shutil.copytree(verifier, folder / VERIFIER)
+            _copy(verifier, folder / VERIFIER)
         facts = {"format_version": FORMAT_VERSION, "sampling": asdict(sampling), "fingerprints": fingerprints}
         (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -209,6 +210,15 @@ def replace_directory(directory: Path, write: Callable[[Path], None]) -> Path:
     return directory
 
 
+def _copy(source: Path, target: Path) -> None:
+    """Copy the files of an image tokenizer or a verifier, and nothing else that lies or is linked beside them."""
+    target.mkdir()
+    for name in ("README.md", "config.json", "model.safetensors"):
+        linked = name == "README.md" and (source / name).is_symlink()  # to whatever, and a bundle may be published
+        if (source / name).is_file() and not linked:
+            shutil.copy2(source / name, target / name)
+
+
 def _open_to_readers(folder: Path) -> None:
     """Give all files the mode that this user's files have; safetensors leaves some that only the owner can read."""
     probe = folder / ".mode"
@@ -221,11 +231,12 @@ def _open_to_readers(folder: Path) -> None:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        facts = read_json(folder / MANIFEST)
+    except OSError as error:
         raise ValueError(f"{folder} is no bundle: {MANIFEST} is missing or unreadable") from error
-    if not isinstance(facts, dict):
-        raise ValueError(f"{folder}: {MANIFEST} holds a {type(facts).__name__}, expected a json object")
+    for name in ("sampling", "fingerprints"):
+        if not isinstance(facts.get(name, {}), dict):
+            raise ValueError(f"{folder}: {MANIFEST} has {name} that are no json object")
     if facts.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{folder}: bundle format {facts.get('format_version')!r}, this version reads {FORMAT_VERSION}: "
@@ -238,7 +249,10 @@ def _image_tokenizer_folder(folder: Path) -> Path:
     path = folder / "image_tokenizer"
     reference = path / "reference.json"
     if reference.is_file():
-        return resolve(json.loads(reference.read_text(encoding="utf-8"))["repo_id"])
+        repo_id = read_json(reference).get("repo_id")
+        if not isinstance(repo_id, str):
+            raise ValueError(f"{reference} names no repo_id: expected an id of the Hub, owner/name")
+        return download(repo_id)  # never a folder here: a bundle does not say what is read of this machine
     if not path.is_dir():
         raise ValueError(
             f"{folder}: the bundle has no image_tokenizer/ folder; expected config.json and model.safetensors there"
@@ -249,8 +263,8 @@ def _image_tokenizer_folder(folder: Path) -> Path:
 def _load_decoder(folder: Path) -> "PreTrainedModel | Qwen3":
     """The decoder without transformers where that can be, because importing it takes seconds."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        config = read_json(folder / "config.json")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no causal LM could be loaded, its config.json is unreadable: {error}") from error
     if Qwen3.knows(config) and (folder / "model.safetensors").is_file():
         return Qwen3.from_folder(folder)

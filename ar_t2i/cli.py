@@ -8,6 +8,7 @@ from typing import Any
 
 from ar_t2i import __version__
 from ar_t2i.config import add_flags, build, describe, from_flags, gather
+from ar_t2i.untrusted import printable
 
 Command = tuple[str, str, str, str]
 """Module, options, function, one-line help. The module is imported when its command is asked for."""
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         from ar_t2i.hub.remote import without_tokens
 
-        print(f"ar-t2i {name}: {without_tokens(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"ar-t2i {name}: {without_tokens(printable(str(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"ar-t2i {name}: interrupted", file=sys.stderr)

@@ -9,7 +9,9 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import re
+import reprlib
 import textwrap
 import types
 import typing
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+
+from ar_t2i.untrusted import YAML_BYTES, parse_yaml, read_text
 
 Options = TypeVar("Options")
 
@@ -48,9 +52,9 @@ def gather(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, 
         if not equals or not key:
             raise ValueError(f"override {override!r} is not of the form key=value, for example optim.lr=1e-3")
         try:
-            value = yaml.load(text, Loader=_Loader) if text else ""
-        except yaml.YAMLError as error:
-            raise ValueError(f"override {override!r}: {text!r} is not valid yaml") from error
+            value = parse_yaml(text, repr(text), _Loader) if text else ""
+        except ValueError as error:
+            raise ValueError(f"override {override!r}: {error}") from error
         _set_dotted(values, key.split("."), value)
     return values
 
@@ -65,11 +69,12 @@ def build(cls: type[Options], values: Mapping[str, Any], where: str = "") -> Opt
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.0)
+            given = _shown(key) if not isinstance(key, str) else key[:100]
+            nearest = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.0)
             raise ValueError(
-                f"unknown option {where}{key!s}; did you mean {where}{nearest[0]}?"
+                f"unknown option {where}{given}; did you mean {where}{nearest[0]}?"
                 if nearest
-                else f"unknown option {where}{key!s}: {cls.__name__} takes none"
+                else f"unknown option {where}{given}: {cls.__name__} takes none"
             )
     converted = {key: _convert(value, hints[key], f"{where}{key}") for key, value in values.items()}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -159,11 +164,9 @@ _Loader.add_implicit_resolver(
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = parse_yaml(read_text(path, YAML_BYTES), str(path), _Loader)
     except OSError as error:
         raise ValueError(f"cannot read the config {str(path)!r}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -193,31 +196,52 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         raise problems[0]
     if origin is typing.Literal:
         if value not in arguments:
-            nearest = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0.4)
+            nearest = difflib.get_close_matches(str(_shown(value)), [str(a) for a in arguments], n=1, cutoff=0.4)
             hint_text = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise ValueError(f"{where}={value!r}: expected one of {', '.join(map(str, arguments))}{hint_text}")
+            raise ValueError(f"{where}={_shown(value)}: expected one of {', '.join(map(str, arguments))}{hint_text}")
         return value
     if origin is tuple:
         items = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
         return tuple(_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(items))
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}={_shown(value)}: expected a list")
+        return [_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}={_shown(value)}: expected a group")
+        return {_convert(key, arguments[0], where): _convert(item, arguments[1], where) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if isinstance(value, hint):  # type: ignore[arg-type]
             return value
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where}={value!r}: expected a group of options")
+            raise ValueError(f"{where}={_shown(value)}: expected a group of options")
         return build(hint, value, where + ".")  # type: ignore[arg-type]
     if isinstance(value, str) and hint in (int, float):  # a command-line flag
         try:
-            return hint(value)
+            value = hint(value)
         except ValueError as error:
-            raise ValueError(f"{where}={value!r}: expected {_NAMES[hint]}") from error
+            raise ValueError(f"{where}={_shown(value)}: expected {_NAMES[hint]}") from error
+    if hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+        raise ValueError(f"{where} is a number of {value.bit_length():,} bits: expected one of at most 64")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
     if hint in _NAMES and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise ValueError(f"{where}={value!r}: expected {_NAMES[hint]}")
+        raise ValueError(f"{where}={_shown(value)}: expected {_NAMES[hint]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}={value}: expected a number that is finite")
     return value
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 200, 200, 200
+
+
+def _shown(value: Any) -> str:
+    """The value for a message: in full where it is short."""
+    return _SHORT.repr(value)
 
 
 _NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

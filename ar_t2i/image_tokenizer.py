@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from ar_t2i.untrusted import read_json
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -66,16 +68,17 @@ def load_image_tokenizer(directory: str | Path) -> ImageTokenizer:
     """
     config_file = Path(directory) / "config.json"
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = read_json(config_file)
     except OSError as error:
         raise ValueError(
             f"no image tokenizer at {str(directory)!r}: {config_file} cannot be read; "
             "expected a folder with config.json and model.safetensors"
         ) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{config_file} is not valid json: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{config_file} holds a {type(config).__name__}, expected a json object")
+    if (Path(directory) / "pytorch_model.bin").exists() and not (Path(directory) / "model.safetensors").exists():
+        raise ValueError(
+            f"{directory} has its weights as a pickle, which can run code when it is read: ask for safetensors, "
+            "or write them yourself by TiTok.from_pretrained(folder).save_pretrained(folder)"
+        )
     if config.get("model_type") == "slots":
         from ar_t2i.slots import SlotTokenizer
 

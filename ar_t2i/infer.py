@@ -17,6 +17,7 @@ from ar_t2i import __version__
 from ar_t2i.bundles import shipped_bundle, with_options
 from ar_t2i.device import pick_device
 from ar_t2i.pipeline import TextToImagePipeline, make_grid
+from ar_t2i.untrusted import printable
 
 METADATA = "ar_t2i"
 """Name of the PNG text chunk that holds prompt, seed and settings as json."""
@@ -176,7 +177,7 @@ def _report(
         print(json.dumps({**result, "unseen_words": unseen, "seconds": seconds}, ensure_ascii=False))
         return
     for about, path in zip(facts, paths, strict=True):
-        print(f'{path}  "{about["prompt"]}", seed {about["seed"]}')
+        print(f'{path}  "{printable(about["prompt"])}", seed {about["seed"]}')
     if grid:
         print(grid)
     if unseen:

@@ -184,7 +184,10 @@ def collect(folder: Path, kind: Kind) -> dict[str, Path]:
             f"{folder / foreign[0]} does not belong to a {kind.name} ({len(foreign)} such files), and nothing that is "
             "not on its list goes to the Hub: move it away"
         )
+    homes = (folder.resolve(), folder.resolve().parents[1] / "blobs")  # the latter: of the Hub's own cache
     for path in files.values():
+        if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
+            raise ValueError(f"{path} is a link to {path.resolve()}, outside of the folder: put the file itself there")
         is_text = path.suffix in TEXTS or path.name == "LICENSE"
         text = path.read_text(encoding="utf-8", errors="replace") if is_text else ""
         if without_tokens(text) != text:

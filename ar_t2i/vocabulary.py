@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ar_t2i.untrusted import check_file, printable, read_bytes, read_json
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +34,12 @@ CODEBOOK_SIZE = 4096
 VOCABULARY_SIZE = 30_000
 LONGEST_CAPTION = 4096
 """Characters of a caption that BPE training reads; more is a page, not a caption, and costs memory."""
+
+
+MOST_IDS = 2**24
+"""Tables of all ids are made: a larger one is a mistake, or worse."""
+TOKENIZER_BYTES = 64 * 2**20
+"""Of a tokenizer.json; those of 250,000 ids have 35 MB."""
 
 
 def image_token(code: int) -> str:
@@ -60,7 +68,13 @@ class Vocabulary:
         """
         self._tokenizer = tokenizer
         ids = tokenizer.get_vocab()
-        codes = [int(match[1]) for token in ids if (match := re.fullmatch(r"<\|image:(\d+)\|>", token))]
+        codes = [int(match[1]) for token in ids if (match := re.fullmatch(r"<\|image:(\d{1,9})\|>", token))]
+        if max(ids.values(), default=0) >= MOST_IDS:
+            raise ValueError(f"the tokenizer has the id {max(ids.values())}: expected less than {MOST_IDS:,}")
+        if max(codes, default=0) > len(ids):
+            raise ValueError(
+                f"the tokenizer has {image_token(max(codes))} among {len(ids):,} tokens: codes are missing"
+            )
         needed = [*SPECIAL_TOKENS, *(image_token(code) for code in range(max(codes, default=0) + 1))]
         missing = [token for token in needed if token not in ids]
         if missing:
@@ -88,12 +102,12 @@ class Vocabulary:
         """
         if not Path(directory).is_dir():
             raise ValueError(f"no vocabulary at {str(directory)!r}: expected a folder with tokenizer.json")
-        return cls(_Stored.read(Path(directory)) or _load(directory))
+        return cls(_Stored.read(Path(directory)) or load_tokenizer(directory))
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer as transformers has it; it reads special tokens that stand in a text."""
-        return _load(self._tokenizer.folder) if isinstance(self._tokenizer, _Stored) else self._tokenizer
+        return load_tokenizer(self._tokenizer.folder) if isinstance(self._tokenizer, _Stored) else self._tokenizer
 
     @classmethod
     def train(
@@ -179,8 +193,15 @@ class Vocabulary:
         return backend
 
     def encode_captions(self, captions: Sequence[str]) -> list[list[int]]:
-        """Captions to ids; the text of a special token is read as plain text."""
-        encoded = self._captions.encode_batch(list(captions), add_special_tokens=False)
+        """Captions to ids; the text of a special token is read as plain text.
+
+        Raises:
+            ValueError: the tokenizer's rules name tokens that it has not.
+        """
+        try:
+            encoded = self._captions.encode_batch(list(captions), add_special_tokens=False)
+        except Exception as error:  # tokenizers raises plain Exception
+            raise ValueError(f"the tokenizer cannot encode: {printable(str(error))[:200]}") from error
         return [encoding.ids for encoding in encoded]
 
     def encode_caption_with_dropout(self, caption: str, dropout: float, rng: np.random.Generator) -> list[int]:
@@ -266,13 +287,13 @@ class _Stored:
         from tokenizers import Tokenizer
 
         try:
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            if not isinstance(config, dict) or config.get("tokenizer_class") not in _PLAIN or set(config) - _HARMLESS:
+            config = read_json(folder / "tokenizer_config.json")
+            if config.get("tokenizer_class") not in _PLAIN or set(config) - _HARMLESS:
                 return None
-            backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            backend = Tokenizer.from_buffer(read_bytes(folder / "tokenizer.json", TOKENIZER_BYTES))
+            named = [backend.token_to_id(token) for key, token in config.items() if key.endswith("_token")]
         except Exception:  # noqa: BLE001 - tokenizers raises plain Exception
             return None
-        named = [backend.token_to_id(token) for key, token in config.items() if key.endswith("_token")]
         known = [number for number in named if number is not None]
         return cls(folder, backend, known) if len(known) == len(named) else None
 
@@ -294,14 +315,22 @@ _HARMLESS = {
 """Keys of tokenizer_config.json that change no id of a caption."""
 
 
-def _load(directory: str | Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerBase":
+    """A tokenizer as transformers reads it, from a folder or an id of the Hub, without any code of theirs.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(directory))
-    except (OSError, ValueError) as error:
+        for path in Path(source).glob("*.json"):
+            check_file(path, TOKENIZER_BYTES)
+        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    except Exception as error:  # transformers raises anything on files that are not as it expects
         raise ValueError(
-            f"no vocabulary at {str(directory)!r}: expected tokenizer.json and tokenizer_config.json"
+            f"no vocabulary at {str(source)!r}: expected tokenizer.json and tokenizer_config.json "
+            f"({printable(str(error))[:200]})"
         ) from error
 
 

@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from ar_t2i.untrusted import read_text
+
 _UNSPACED = ("CJK ", "HIRAGANA ", "KATAKANA", "THAI ", "LAO ", "KHMER ", "MYANMAR ")
 _APOSTROPHES = "'\u2019\u02bc"
 
@@ -50,8 +52,8 @@ def read_words(path: Path) -> frozenset[str]:
         ValueError: it cannot be read.
     """
     try:
-        return frozenset(path.read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError) as error:
+        return frozenset(read_text(path).split())
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no list of words in UTF-8: {error}") from error
 
 

@@ -152,12 +152,12 @@ def test_what_is_missing_or_foreign_is_named(bundle_folder, vocabulary, tmp_path
         resolve("somebody/nothing")
 
 
-def test_an_image_tokenizer_by_reference(bundle_folder, image_tokenizer_folder):
+def test_an_image_tokenizer_by_reference(bundle_folder, image_tokenizer_folder, monkeypatch):
     shutil.rmtree(bundle_folder / "image_tokenizer")
     (bundle_folder / "image_tokenizer").mkdir()
-    (bundle_folder / "image_tokenizer" / "reference.json").write_text(
-        json.dumps({"repo_id": str(image_tokenizer_folder)})
-    )
+    (bundle_folder / "image_tokenizer" / "reference.json").write_text(json.dumps({"repo_id": "owner/tokenizer"}))
+    hub = {"owner/tokenizer": image_tokenizer_folder}
+    monkeypatch.setattr("ar_t2i.bundles.download", hub.__getitem__)
     assert load_bundle(bundle_folder).image_tokenizer.num_codes == 32
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "ar_t2i"
 LAYERS = [
-    ["__init__", "config", "device"],
+    ["__init__", "untrusted", "config", "device"],
     ["hub", "words", "vocabulary", "sequence", "image_tokenizer", "likeness", "perceptual", "titok", "slots"],
     ["data", "model"],
     ["sampling", "bundles", "push"],

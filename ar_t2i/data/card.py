@@ -6,17 +6,20 @@ has a description that changes with the parts; without it people would go on wit
 """
 
 import hashlib
-import html
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ar_t2i.config import build
 from ar_t2i.data.parts import PartRecord, write_atomically
-from ar_t2i.data.preview import PREVIEW, read_captions
-from ar_t2i.hub.cards import read_card, write_card_text
+from ar_t2i.data.preview import PREVIEW, PREVIEW_BYTES, read_captions
+from ar_t2i.hub.cards import plain, read_card, write_card_text
+from ar_t2i.untrusted import printable, read_bytes, read_json, read_text
 
+STEM = re.compile(r"(?P<split>\w+(?:\.\w+)*)-(?P<number>\d{5,7})-of-(?P<total>\d{5,7})", re.ASCII)
+"""The name of a part, without its ending."""
 BEGIN, END = "<!-- written by ar-t2i: begin -->", "<!-- written by ar-t2i: end -->"
 HEADER = {"task_categories": ["text-to-image"], "tags": ["ar_t2i"]}
 """What the yaml of a new card says."""
@@ -63,6 +66,34 @@ Some of its rows, decoded from their codes:
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a card tells of manifest.json, which others may have written."""
+
+    image_size: int
+    """Pixels along the side of a picture."""
+    num_codes: int
+    """Codes of a picture."""
+    codebook_size: int
+    """Codes that there are."""
+    image_tokenizer: str
+    """Fingerprint."""
+    vocabulary: str
+    """Fingerprint."""
+    crop: str
+    """Crop rule."""
+    max_pixels: int
+    """Of a picture."""
+    min_edge: int
+    """Pixels."""
+    max_aspect: float
+    """Longer edge by the shorter."""
+    max_caption_chars: int
+    """Of a caption."""
+    versions: dict[str, str]
+    """Of the software."""
+
+
 def write_card(out: Path) -> None:
     """Make or update README.md from the manifest; does nothing while no part is finished.
 
@@ -77,19 +108,27 @@ def write_card(out: Path) -> None:
     for stem, record in records.items():
         by_split.setdefault(split_of(stem), []).append(record)
     files = {split: len(parts) for split, parts in by_split.items()}
-    facts = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    marked = describe(facts, by_split, files, read_captions(preview.read_bytes()) if preview.is_file() else ())
+    facts = read_json(out / "manifest.json")
+    marked = describe(
+        facts, by_split, files, read_captions(read_bytes(preview, PREVIEW_BYTES)) if preview.is_file() else ()
+    )
     data_files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in in_order(by_split)]
     checksums = "".join(f"{stem} {record.sha256}\n" for stem, record in records.items())
     description = f"parts {hashlib.sha256(checksums.encode()).hexdigest()[:16]}"
     default = {"config_name": "default", "description": description, "data_files": data_files}
     if path.exists():
-        header, body = read_card(path.read_text(encoding="utf-8"), str(path))
-        others = [entry for entry in header.get("configs") or [] if entry.get("config_name", "default") != "default"]
-        header["configs"] = [default, *others]
+        header, body = read_card(read_text(path), str(path))
+        header["configs"] = [default, *other_configs(header)]
     else:
         header, body = {**HEADER, "configs": [default]}, TEMPLATE
     write_atomically(path, write_card_text(header, with_marked(body, marked)))
+
+
+def other_configs(header: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The configs in a card's yaml that are not ours."""
+    configs = header.get("configs")
+    entries = [entry for entry in configs if isinstance(entry, dict)] if isinstance(configs, list) else []
+    return [entry for entry in entries if entry.get("config_name", "default") != "default"]
 
 
 def describe(
@@ -112,12 +151,17 @@ def describe(
         dropped = sum(sum(part.dropped.values()) for part in parts)
         kept, size = sum(part.kept for part in parts), sum(part.bytes for part in parts)
         lines.append(f"| {split} | {kept:,} | {dropped:,} | {files[split]:,} | {size / 1e6:,.1f} |")
-    listed = "\n".join(f"{number}. {_plain(caption)}" for number, caption in enumerate(captions, 1))
+    listed = "\n".join(f"{number}. {plain(caption)}" for number, caption in enumerate(captions, 1))
     preview = _PREVIEW.format(name=PREVIEW, captions=listed) if captions else ""
+    known = build(
+        Facts, {field.name: facts[field.name] for field in fields(Facts) if field.name in facts}, "manifest: "
+    )
+    texts = {name: plain(value) for name, value in vars(known).items() if isinstance(value, str)}
+    versions = ", ".join(f"{plain(name)} {plain(version)}" for name, version in known.versions.items())
     return _MARKED.format(
-        begin=BEGIN, end=END, table="\n".join(lines), last_code=facts["codebook_size"] - 1, preview=preview,
+        begin=BEGIN, end=END, table="\n".join(lines), last_code=known.codebook_size - 1, preview=preview,
         sources=_sources([part.shard for parts in records.values() for part in parts]),
-        **{**facts, "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items())},
+        **{**vars(known), **texts, "versions": versions},
     )  # fmt: skip
 
 
@@ -147,24 +191,18 @@ def in_order(splits: Collection[str]) -> list[str]:
 
 def _records(out: Path) -> dict[str, PartRecord]:
     """Records of the finished parts, by the name of the part."""
-    found = {path.stem: PartRecord.read(path) for path in sorted((out / "manifest").glob("*-of-*.json"))}
+    paths = [path for path in sorted((out / "manifest").glob("*-of-*.json")) if STEM.fullmatch(path.stem)]
+    found = {path.stem: PartRecord.read(path) for path in paths}
     return {stem: record for stem, record in found.items() if record and (out / "data" / f"{stem}.parquet").exists()}
 
 
 def _sources(names: Iterable[str]) -> str:
     """The input shards in a few words: the first and the last of each folder."""
     folders: dict[str, list[str]] = {}
-    for name in sorted(names):
+    for name in sorted(printable(name).replace("`", "'").replace("<", "(") for name in names):
         folders.setdefault(name.rpartition("/")[0], []).append(name)
     told = [
         f"`{shards[0]}`" if len(shards) == 1 else f"{len(shards):,} shards, `{shards[0]}` to `{shards[-1]}`"
         for shards in folders.values()
     ]
     return ", ".join(told[:10]) + (f" and {len(told) - 10} more folders" if len(told) > 10 else "")
-
-
-def _plain(text: str) -> str:
-    """A caption as text alone in markdown and html, cut where it is long."""
-    short = " ".join(text.split())
-    short = short if len(short) <= 200 else short[:200] + "…"
-    return re.sub(r"([\\`*_\[\]|!#~])", r"\\\1", html.escape(short, quote=False))

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ar_t2i.data.permutation import permuted, uniform
+from ar_t2i.hub.cards import read_card
 from ar_t2i.hub.names import link_to, resolve
 from ar_t2i.hub.remote import patiently
 from ar_t2i.sequence import sequence_ids, sequence_length
+from ar_t2i.untrusted import leads_out, printable, read_text
 from ar_t2i.vocabulary import Vocabulary
 from ar_t2i.words import words_of
 
@@ -163,6 +165,7 @@ def load_rows(source: str | Path, split: str, limit: int = 0) -> "datasets.Datas
     import datasets
 
     folder = resolve(source, DATA_FILES, "dataset") if link_to(str(source)) else source
+    check_card(Path(folder))
 
     def load() -> Any:
         if str(source).endswith(".parquet"):
@@ -172,6 +175,32 @@ def load_rows(source: str | Path, split: str, limit: int = 0) -> "datasets.Datas
     rows = patiently(load, f"load the split {split!r} of the dataset {str(source)!r}")
     assert isinstance(rows, datasets.Dataset)
     return rows.select(range(min(limit, len(rows)))) if limit else rows
+
+
+def check_card(folder: Path) -> None:
+    """Refuse a folder whose card names data elsewhere: the datasets library would open any path and any address.
+
+    Raises:
+        ValueError: the card names such data, or cannot be read.
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        return
+
+    def look(value: Any) -> None:
+        if isinstance(value, (dict, list)):
+            for part in value.values() if isinstance(value, dict) else value:
+                look(part)
+        elif leads_out(str(value)):
+            raise ValueError(f"{card} names {printable(str(value))[:200]!r} as data, expected files of its folder")
+
+    try:
+        header, _ = read_card(read_text(card), str(card))
+    except OSError as error:
+        raise ValueError(f"{card} cannot be read: {error}") from error
+    for config in header.get("configs") or []:
+        if isinstance(config, dict):
+            look([config.get("data_files"), config.get("data_dir")])
 
 
 def _encode(rows: "datasets.Dataset", vocabulary: Vocabulary, num_codes: int) -> "datasets.Dataset":
@@ -202,6 +231,8 @@ def _encode(rows: "datasets.Dataset", vocabulary: Vocabulary, num_codes: int) ->
 
 def check_codes(codes: Sequence[int], index: int, num_codes: int, codebook_size: int) -> None:
     """Raise ValueError for a row with too few or too many codes, or with one that is out of range."""
+    if codes is not None and not all(type(code) is int for code in codes):
+        raise ValueError(f"row {index} has codes that are no whole numbers; preprocess this shard again")
     count = 0 if codes is None else len(codes)
     if count != num_codes:
         raise ValueError(f"row {index} has {count} codes, expected {num_codes}; preprocess this shard again")

@@ -28,6 +28,10 @@ CHUNK = 8
 """Files that travel to a worker together."""
 CHUNKS_AHEAD = 32
 """Chunks that wait beside the workers' own: about 256 pictures, 50 MB."""
+CHUNK_BYTES = 64 * 2**20
+"""Of the files of a chunk, unless one alone has more."""
+BYTES_AHEAD = 512 * 2**20
+"""Of all files that wait, unless one alone has more: hostile sources give nothing but the largest."""
 
 Result = Callable[[], list[np.ndarray | Reason]]
 
@@ -117,12 +121,16 @@ class Decoder:
     def _ahead(self, entries: Iterator[tuple[Decoded, bytes | None]]) -> Iterator[Decoded]:
         """The entries with their pictures; a thread reads on while the caller is busy or the source is slow."""
         arrivals: queue.Queue[tuple[list[Decoded], Result] | None] = queue.Queue(2 * self.workers + CHUNKS_AHEAD)
+        room = _Room(self.stopped)
 
         def read() -> None:
             try:
                 for chunk in _chunks(entries):
                     files = [file for _, file in chunk if file is not None]
-                    if not _put(arrivals, ([item for item, _ in chunk], self._start(files)), self.stopped):
+                    size = sum(map(len, files))
+                    room.take(size)
+                    result = room.freed_by(self._start(files), size)
+                    if not _put(arrivals, ([item for item, _ in chunk], result), self.stopped):
                         return
                 _put(arrivals, None, self.stopped)
             except Exception as error:  # belongs to the caller, after what was read before it
@@ -146,12 +154,40 @@ class Decoder:
 
 def _chunks(entries: Iterable[tuple[Decoded, bytes | None]]) -> Iterator[list[tuple[Decoded, bytes | None]]]:
     """Entries in lists of `CHUNK`; the end of a shard does not wait for the next one."""
-    chunk = []
+    chunk, size = [], 0
     for entry in entries:
         chunk.append(entry)
-        if len(chunk) == CHUNK or entry[0].ends:
+        size += len(entry[1] or b"")
+        if len(chunk) == CHUNK or size >= CHUNK_BYTES or entry[0].ends:
             yield chunk
-            chunk = []
+            chunk, size = [], 0
+
+
+class _Room:
+    """Memory for files that wait to be decoded."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self.stopped, self.taken, self.changed = stopped, 0, threading.Condition()
+
+    def take(self, size: int) -> None:
+        """Wait for room; a chunk that has none even alone waits until it is alone."""
+        with self.changed:
+            while self.taken and self.taken + size > BYTES_AHEAD and not self.stopped.is_set():
+                self.changed.wait(0.1)
+            self.taken += size
+
+    def freed_by(self, result: Result, size: int) -> Result:
+        """The result, which gives the room back when it is asked for."""
+
+        def finish() -> list[np.ndarray | Reason]:
+            try:
+                return result()
+            finally:
+                with self.changed:
+                    self.taken -= size
+                    self.changed.notify()
+
+        return finish
 
 
 def _put(arrivals: queue.Queue, item: object, stopped: threading.Event) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ar_t2i.data.sample import MAX_FILE_BYTES, Reason, Sample
+from ar_t2i.data.sample import MAX_FILE_BYTES, MAX_TEXT_BYTES, Reason, Sample
 from ar_t2i.data.tar import CAPTION_SUFFIXES, IMAGE_SUFFIXES, file_checksum
+from ar_t2i.untrusted import read_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class FolderShard:
             yield with_files(
                 key.replace(os.sep, "/"),
                 Path(self.folder, image) if images and not reason else None,
-                lambda name=caption: Path(self.folder, name).read_bytes() if captions else None,
+                lambda name=caption: read_bytes(Path(self.folder, name), MAX_TEXT_BYTES) if captions else None,
                 reason,
                 (i + 1) / len(self.files),
             )
@@ -51,11 +52,19 @@ def folder_shards(folder: Path, name: str, rows: int) -> Iterator[FolderShard]:
         files = tuple(entries[start : start + rows])
         digest = hashlib.sha256()
         for path in (path for pair in files for path in pair if path):
-            status = os.stat(folder / path)
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{path}\0{_state(folder / path)}\n".encode("utf-8", "surrogateescape"))
         yield FolderShard(
             name=f"{name}#{start // rows:05d}", folder=str(folder), files=files, fingerprint=digest.hexdigest()
         )
+
+
+def _state(path: Path) -> str:
+    """Size and time; nothing for a link that leads nowhere, which costs its sample alone."""
+    try:
+        status = path.stat()
+        return f"{status.st_size}\0{status.st_mtime_ns}"
+    except OSError:
+        return ""
 
 
 def _pairs(folder: Path) -> Iterator[tuple[str, str]]:
@@ -85,6 +94,7 @@ def with_files(
     try:
         if image is not None and image.stat().st_size > MAX_FILE_BYTES:
             return Sample(key=key, reason=Reason.FILE_TOO_LARGE, done=done)
-        return Sample(key=key, image=image.read_bytes() if image else None, caption=caption(), done=done)
-    except (OSError, ValueError):  # ValueError: a NUL character in a path
+        content = read_bytes(image, MAX_FILE_BYTES) if image else None
+        return Sample(key=key, image=content, caption=caption(), done=done)
+    except (OSError, ValueError):  # ValueError: a NUL character in a path, or no plain file
         return Sample(key=key, reason=Reason.MISSING_FILE, done=done)

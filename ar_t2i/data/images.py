@@ -40,6 +40,8 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+MOST_SCANNED = 16
+"""Scans of a JPEG of the largest size, more of smaller ones; programs write about ten."""
 
 
 def prepare(
@@ -96,10 +98,12 @@ def _decode(data: bytes, limits: ImageLimits) -> Image.Image | Reason:
     if not data:
         return Reason.IMAGE_EMPTY
     try:
-        with _pixel_limit(limits.max_pixels), Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        with pixel_limit(limits.max_pixels), Image.open(io.BytesIO(data), formats=_formats()) as picture:
             too = _outside(picture.size, limits)
             if too is not None:
                 return too
+            if _scans(picture, data) * picture.width * picture.height > MOST_SCANNED * limits.max_pixels:
+                return Reason.IMAGE_TOO_LARGE
             picture.load()
             return _rgb(ImageOps.exif_transpose(picture) if _turned(picture) else picture)
     except UnidentifiedImageError:
@@ -108,6 +112,11 @@ def _decode(data: bytes, limits: ImageLimits) -> Image.Image | Reason:
         return Reason.IMAGE_TOO_LARGE
     except Exception:  # a plug-in may raise anything on a damaged file: OSError, SyntaxError, struct.error, KeyError
         return Reason.IMAGE_BROKEN
+
+
+def _scans(picture: Image.Image, data: bytes) -> int:
+    """How often a decoder goes over all pixels: a progressive JPEG of some KB can ask for it thousands of times."""
+    return data.count(b"\xff\xda") if picture.format in ("JPEG", "MPO") else 1
 
 
 def _outside(size: tuple[int, int], limits: ImageLimits) -> Reason | None:
@@ -143,7 +152,7 @@ def _rgb(picture: Image.Image) -> Image.Image | Reason:
 
 
 @contextmanager
-def _pixel_limit(pixels: int) -> Iterator[None]:
+def pixel_limit(pixels: int) -> Iterator[None]:
     """PIL's own check, which also looks at pictures inside pictures, set to our limit; others are noise."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
     try:

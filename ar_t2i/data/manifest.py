@@ -21,6 +21,7 @@ from ar_t2i.data.card import write_card
 from ar_t2i.data.parts import PartRecord, PartWriter, arrow_bytes, publish, write_atomically
 from ar_t2i.data.preview import PREVIEW
 from ar_t2i.data.shards import Shard
+from ar_t2i.untrusted import read_json
 
 FORMAT_VERSION = 1
 
@@ -171,7 +172,7 @@ class TokenizedFolder:
             write_atomically(path, json.dumps({**facts, "versions": versions}, indent=1) + "\n")
             return
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = read_json(path)
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}; restore it or give another --out") from error
         for name, value in facts.items():

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -17,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ar_t2i.config import build
 from ar_t2i.data.sample import Reason
 from ar_t2i.sequence import sequence_text
+from ar_t2i.untrusted import printable, read_json
 
 SCHEMA = pa.schema(
     [
@@ -67,9 +69,17 @@ class PartRecord:
     def read(cls, path: Path) -> Self | None:
         """The record in a file, None where there is none or it cannot be read."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return cls.of(read_json(path), str(path))
+        except (OSError, ValueError):
             return None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], name: str) -> Self:
+        """The record with these values, which others may have written (ValueError where they are of a wrong type)."""
+        record = build(cls, values, f"{name}: ")
+        if min(record.bytes, record.kept, record.arrow_bytes, *record.dropped.values()) < 0:
+            raise ValueError(f"{name} counts less than nothing: it is damaged")
+        return record
 
     def fits(self, path: Path) -> bool:
         """Whether the file at `path` is the part that was written."""
@@ -112,7 +122,7 @@ class PartWriter:
         self.dropped[reason.value] += 1
         examples = self.examples.setdefault(reason.value, [])
         if len(examples) < MOST_EXAMPLES:
-            examples.append(key)
+            examples.append(printable(key))
 
     def finish(self) -> tuple[str, int]:
         """Bring everything to the disk; returns sha256 and size of the file."""

@@ -9,12 +9,15 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ar_t2i.data.images import pixel_limit
 from ar_t2i.image_tokenizer import ImageTokenizer
 
 PREVIEW = "rows.png"
 """Name of the picture in the dataset's folder."""
+PREVIEW_BYTES = 64 * 2**20
 ROWS, COLUMNS = 2, 4
 _CAPTIONS = "captions"
+MOST_PIXELS = ROWS * COLUMNS * 2048**2
 
 
 @torch.inference_mode()
@@ -50,8 +53,8 @@ def draw_preview(part: Path, image_tokenizer: ImageTokenizer, device: torch.devi
 def read_captions(picture: bytes) -> list[str]:
     """The captions of the rows in a picture, none where it is not one of `draw_preview`."""
     try:
-        with Image.open(io.BytesIO(picture), formats=["png"]) as image:
+        with pixel_limit(MOST_PIXELS), Image.open(io.BytesIO(picture), formats=["png"]) as image:
             image.load()
-            return [str(caption) for caption in json.loads(getattr(image, "text", {})[_CAPTIONS])]
-    except (OSError, ValueError, KeyError, TypeError):
+            return [str(caption) for caption in json.loads(getattr(image, "text", {})[_CAPTIONS])][: ROWS * COLUMNS]
+    except Exception:  # PIL may raise anything on a damaged file
         return []

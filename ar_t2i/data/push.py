@@ -10,7 +10,6 @@ push to one repository: what is there is never sent again, and the card counts w
 """
 
 import json
-import re
 import shutil
 import tempfile
 from collections import Counter
@@ -24,12 +23,24 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from ar_t2i.data.card import HEADER, TEMPLATE, describe, in_order, is_own_text, split_of, with_marked
+from ar_t2i.config import build
+from ar_t2i.data.card import (
+    HEADER,
+    STEM,
+    TEMPLATE,
+    describe,
+    in_order,
+    is_own_text,
+    other_configs,
+    split_of,
+    with_marked,
+)
 from ar_t2i.data.parts import PartRecord, arrow_bytes, open_writer, write_atomically
 from ar_t2i.data.preview import PREVIEW, read_captions
 from ar_t2i.hub.cards import read_card, write_card_text
 from ar_t2i.hub.names import allowed, resolve
 from ar_t2i.hub.remote import Remote, file_digest
+from ar_t2i.untrusted import parse_json, read_json, read_text
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
@@ -38,7 +49,24 @@ MANIFEST = "manifest.json"
 SHARD_BYTES = 300 * 10**6
 SHARDS_AT_ONCE = 4
 """Shards of one commit, sent side by side; those that are put together from parts need so much room on the disk."""
-_STEM = re.compile(r"(?P<split>.+)-(?P<number>\d{5,})-of-(?P<total>\d{5,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """What the repository tells of a shard; anyone may have written it."""
+
+    parts_per_shard: int
+    """Of all shards but the last of a split."""
+    parts: list[PartRecord]
+    """Those that it is made of."""
+    kept: int
+    """Rows."""
+    bytes: int
+    """Of the file."""
+    arrow_bytes: int
+    """Of the rows in memory."""
+    sha256: str
+    """Of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +118,10 @@ class _Page:
 
     def _records(self, there: Mapping[str, "RepoFile"], commit: str) -> dict[str, dict[str, Any]]:
         stems = [Path(path).stem for path in there if allowed(path, ("manifest/*-of-*.json",))]
-        stems = [stem for stem in stems if f"data/{stem}.parquet" in there]
+        stems = [stem for stem in stems if f"data/{stem}.parquet" in there and STEM.fullmatch(stem)]
         with ThreadPoolExecutor(8) as pool:
             read = pool.map(lambda stem: self.read(there[f"manifest/{stem}.json"], commit), stems)
-            return {stem: json.loads(content) for stem, content in zip(stems, read, strict=True)}
+            return {stem: _checked(content, stem) for stem, content in zip(stems, read, strict=True)}
 
     def read(self, file: "RepoFile", commit: str) -> bytes:
         """A small file of a commit, compared with its checksum."""
@@ -129,7 +157,7 @@ class _Page:
         header, body = self._text(there, commit)
         if self.license:
             header["license"] = self.license
-        others = [entry for entry in header.get("configs") or [] if entry.get("config_name", "default") != "default"]
+        others = other_configs(header)
         header |= describe_dataset(records)
         header["configs"] += others
         parts: dict[str, list[PartRecord]] = {}
@@ -137,7 +165,7 @@ class _Page:
         for stem, record in records.items():
             parts.setdefault(split_of(stem), []).extend(PartRecord(**part) for part in record["parts"])
             files[split_of(stem)] += 1
-        marked = describe(json.loads(kept[MANIFEST]), parts, files, read_captions(kept.get(PREVIEW, b"")))
+        marked = describe(parse_json(kept[MANIFEST], MANIFEST), parts, files, read_captions(kept.get(PREVIEW, b"")))
         return {**kept, "README.md": write_card_text(header, with_marked(body, marked)).encode()}
 
     def _text(self, there: Mapping[str, "RepoFile"], commit: str) -> tuple[dict[str, Any], str]:
@@ -151,7 +179,8 @@ class _Page:
 
     def check_same_dataset(self, facts: Mapping[str, Any], shards: Sequence[Shard]) -> None:
         """Refuse to mix parts of different runs in one repository."""
-        known = json.loads(self.read(self.there[MANIFEST], self.commit)) if MANIFEST in self.there else facts
+        there = MANIFEST in self.there
+        known = parse_json(self.read(self.there[MANIFEST], self.commit), f"its {MANIFEST}") if there else facts
         for name, value in facts.items():
             if name != "versions" and known.get(name) != value:
                 raise ValueError(
@@ -160,7 +189,7 @@ class _Page:
                 )
         totals = {shard.split: shard.total for shard in shards}
         for path in self.there:
-            match = _STEM.fullmatch(Path(path).stem)
+            match = STEM.fullmatch(Path(path).stem)
             if match and int(match["total"]) != totals.get(match["split"], int(match["total"])):
                 raise ValueError(
                     f"{self.remote} holds {path} of a run over {int(match['total'])} shards, this one has "
@@ -194,7 +223,7 @@ def push_dataset(folder: Path, remote: Remote, license: str, message: str, free:
 def _push(folder: Path, page: _Page, message: str, free: bool) -> str:
     page.look()
     shards = list(finished_shards(folder, page.records))
-    page.check_same_dataset(json.loads((folder / MANIFEST).read_bytes()), shards)
+    page.check_same_dataset(read_json(folder / MANIFEST), shards)
     missing = [shard for shard in shards if not page.has(shard)]
     for start in range(0, len(missing), SHARDS_AT_ONCE):
         with tempfile.TemporaryDirectory(prefix=".shard-", dir=folder) as scratch:
@@ -272,7 +301,7 @@ def _beside(folder: Path) -> dict[str, Path]:
 
 
 def _local_card(folder: Path) -> str:
-    return (folder / "README.md").read_text(encoding="utf-8") if (folder / "README.md").is_file() else ""
+    return read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
 
 
 def finished_shards(folder: Path, there: Mapping[str, Any], settle: bool = True) -> Iterator[Shard]:
@@ -289,7 +318,7 @@ def finished_shards(folder: Path, there: Mapping[str, Any], settle: bool = True)
     records: dict[str, dict[int, tuple[Path, PartRecord]]] = {}
     totals: dict[str, int] = {}
     for path in sorted((folder / "manifest").glob("*-of-*.json")):
-        match, record = _STEM.fullmatch(path.stem), PartRecord.read(path)
+        match, record = STEM.fullmatch(path.stem), PartRecord.read(path)
         part = folder / "data" / f"{path.stem}.parquet"
         if match and record and (record.pushed or (part.is_file() and part.stat().st_size == record.bytes)):
             records.setdefault(match["split"], {})[int(match["number"])] = part, record
@@ -323,7 +352,7 @@ def describe_dataset(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
 
     splits: dict[str, dict[str, Any]] = {}
     for stem, record in records.items():
-        match = _STEM.fullmatch(stem)
+        match = STEM.fullmatch(stem)
         assert match is not None
         split = splits.setdefault(match["split"], {"name": match["split"], "num_bytes": 0, "num_examples": 0})
         split["num_bytes"] += record["arrow_bytes"]
@@ -350,7 +379,7 @@ def _check_apart(records: Mapping[str, Mapping[str, Any]], remote: Remote) -> No
     """Raise ValueError where two shards hold the same part: pushes that began at once cut in different places."""
     owner: dict[tuple[str, int], str] = {}
     for stem, record in records.items():
-        match = _STEM.fullmatch(stem)
+        match = STEM.fullmatch(stem)
         assert match is not None
         for number in range(int(match["number"]), int(match["number"]) + len(record["parts"])):
             other = owner.setdefault((match["split"], number), stem)
@@ -361,7 +390,7 @@ def _check_apart(records: Mapping[str, Mapping[str, Any]], remote: Remote) -> No
 def _parts_per_shard(folder: Path, records: Sequence[PartRecord], settle: bool) -> int:
     path = folder / "manifest" / "shards.json"
     try:
-        return max(1, int(json.loads(path.read_text(encoding="utf-8"))["parts_per_shard"]))
+        return max(1, int(read_json(path)["parts_per_shard"]))
     except (OSError, ValueError, KeyError, TypeError):
         mean = sum(record.bytes for record in records) / len(records)
         size = max(1, round(SHARD_BYTES / max(mean, 1)))
@@ -389,6 +418,14 @@ def _file(shard: Shard, scratch: Path) -> Path:
         if not record.fits(part):
             raise ValueError(f"{part} is damaged: run preprocess again, which makes it anew, then push again")
     return _merge(shard, scratch)
+
+
+def _checked(content: bytes, stem: str) -> dict[str, Any]:
+    """The record of a shard, of the types that it must have (ValueError where it is not)."""
+    record = asdict(build(ShardRecord, parse_json(content, f"the record of {stem}"), f"the record of {stem}: "))
+    if record["parts_per_shard"] < 1:
+        raise ValueError(f"the record of {stem} has parts_per_shard={record['parts_per_shard']}: it is damaged")
+    return record
 
 
 def _record(shard: Shard, path: Path) -> dict[str, Any]:

@@ -19,8 +19,10 @@ class Reason(StrEnum):
     """The tar is cut or overwritten at this place."""
     DAMAGED_ROW = "damaged-row"
     """A row of a table that cannot be read, or has too few columns."""
+    OUTSIDE = "outside"
+    """The metadata table of a folder names a file outside of that folder."""
     FILE_TOO_LARGE = "file-too-large"
-    """A picture file above `MAX_FILE_BYTES`."""
+    """A picture file above `MAX_FILE_BYTES`, or a caption's above `MAX_TEXT_BYTES`."""
     CAPTION_EMPTY = "caption-empty"
     """Nothing but white space."""
     CAPTION_NOT_UTF8 = "caption-not-utf8"
@@ -47,6 +49,8 @@ class Reason(StrEnum):
 
 MAX_FILE_BYTES = 512 * 1024**2
 """A larger picture file is dropped unread."""
+MAX_TEXT_BYTES = 4 * 1024**2
+"""A larger file of a caption is dropped unread, as is a line of a table; captions have some hundred bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

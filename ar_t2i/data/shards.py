@@ -124,7 +124,7 @@ def _folder(path: Path, image_column: str | None, caption_column: str | None, ro
     if tars:
         yield from (_tar(tar, caption_column) for tar in tars)
     elif tables:
-        yield from _table(tables[0], image_column, caption_column, rows)
+        yield from _table(tables[0], image_column, caption_column, rows, inside=True)
     else:
         shards = list(folder_shards(path, _name(path), rows))
         if not shards:
@@ -132,8 +132,10 @@ def _folder(path: Path, image_column: str | None, caption_column: str | None, ro
         yield from shards
 
 
-def _table(path: Path, image_column: str | None, caption_column: str | None, rows: int) -> list[TableShard]:
-    shards = list(table_shards(path, _name(path), image_column, caption_column, rows))
+def _table(
+    path: Path, image_column: str | None, caption_column: str | None, rows: int, inside: bool = False
+) -> list[TableShard]:
+    shards = list(table_shards(path, _name(path), image_column, caption_column, rows, inside))
     if not shards:
         raise ValueError(f"the table {str(path)!r} holds no rows")
     return shards
@@ -146,7 +148,8 @@ def _tar(path: Path, caption_column: str | None) -> TarShard:
 
 
 def _name(path: Path) -> str:
-    return "/".join(path.absolute().parts[-2:])
+    """Last two parts of a path, those of its bytes that are no text as they can be written down and shown."""
+    return "/".join(path.absolute().parts[-2:]).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _url_name(url: str) -> str:

@@ -8,15 +8,17 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ar_t2i.data.dataset import CODES, TEXT, check_codes
+from ar_t2i.data.dataset import CODES, TEXT, check_card, check_codes
 from ar_t2i.data.permutation import permuted, uniform
 from ar_t2i.hub.names import link_to
 from ar_t2i.hub.remote import patiently
 from ar_t2i.sequence import sequence_ids
+from ar_t2i.untrusted import printable
 from ar_t2i.vocabulary import Vocabulary
 
 WINDOW_ROWS = 50_000
@@ -180,6 +182,9 @@ class StreamedDataset:
         if missing := {CODES, TEXT} - set(footer.schema_arrow.names):
             raise ValueError(f"{url} lacks the columns {sorted(missing)}; it has {footer.schema_arrow.names}")
         groups = [footer.metadata.row_group(number) for number in range(footer.num_row_groups)]
+        absurd = [group for group in groups if not 0 <= group.num_rows <= max(group.total_byte_size, 0)]
+        if absurd:
+            raise ValueError(f"{url} claims {absurd[0].num_rows:,} rows of {absurd[0].total_byte_size:,} bytes")
         return [_Group(url, number, group.num_rows, group.total_byte_size) for number, group in enumerate(groups)]
 
     def _open(self, url: str) -> Any:
@@ -201,9 +206,17 @@ def _urls(source: str, split: str) -> list[str]:
     if source.endswith(".parquet"):
         return [source]
     name, _, revision = source.partition("@") if link_to(source) else (source, "", "")
+    check_card(Path(source))
     where: dict[str, Any] = {"revision": revision or None}
     builder = patiently(lambda: datasets.load_dataset_builder(name, **where), f"find the dataset {source!r}")
     files = builder.config.data_files
     if not files or split not in files:
         raise ValueError(f"the dataset {source!r} has no split {split!r}; it has {', '.join(map(str, files or {}))}")
-    return [str(url) for url in files[split]]
+    urls = [str(url) for url in files[split]]
+    home = f"hf://datasets/{name}@" if link_to(source) else os.path.join(os.path.abspath(source), "")
+    outside = [url for url in urls if not url.startswith((home, os.path.realpath(source)))]
+    if outside:
+        raise ValueError(
+            f"the card of {source!r} names {printable(outside[0])[:200]!r} as data, expected its own files"
+        )
+    return urls

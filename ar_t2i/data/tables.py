@@ -2,13 +2,16 @@
 
 A shard of a csv, tsv or jsonl file is a byte offset and a number of rows, so that any shard is read without those
 before it. Its fingerprint is a hash of its own rows, so that a table may grow at its end.
+
+A table that was named says itself where its pictures lie; that of a folder, which may come from anywhere, names files
+of this folder alone. A web address is never opened.
 """
 
 import codecs
 import csv
 import hashlib
-import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,8 +19,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ar_t2i.data.folders import with_files
-from ar_t2i.data.sample import Reason, Sample, UnreadableShard
+from ar_t2i.data.sample import MAX_FILE_BYTES, MAX_TEXT_BYTES, Reason, Sample, UnreadableShard
 from ar_t2i.data.tar import CAPTION_COLUMNS, guess_column
+from ar_t2i.untrusted import check_file, leads_out, parse_json, printable
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -39,6 +43,8 @@ class TableShard:
     offset: int
     """Where the rows start: a byte of a text file, a row of a parquet file."""
     rows: int
+    inside: bool = False
+    """Only pictures inside of the file's folder are read."""
     fingerprint: str
     """Of the rows themselves; a parquet file's is that of its footer, which tells what its columns hold."""
 
@@ -49,7 +55,7 @@ class TableShard:
         for needed, column, what, option, usual in wanted:
             if needed and column is None:
                 raise ValueError(
-                    f"{self.path} has no {what} column among {list(self.columns)}: name it with {option} "
+                    f"{self.path} has no {what} column among {list(self.columns[:50])}: name it with {option} "
                     f"(known without: {', '.join(usual)})"
                 )
         try:
@@ -77,6 +83,8 @@ class TableShard:
         reason = (
             Reason.NO_IMAGE if images and not image and content is None
             else Reason.URL if images and content is None and "://" in str(image)
+            else Reason.OUTSIDE if images and content is None and self.inside and leads_out(str(image))
+            else Reason.FILE_TOO_LARGE if images and content is not None and len(content) > MAX_FILE_BYTES
             else Reason.NO_CAPTION if captions and not isinstance(caption, str | bytes)
             else None
         )  # fmt: skip
@@ -88,9 +96,17 @@ class TableShard:
 
 
 def table_shards(
-    path: Path, name: str, image_column: str | None, caption_column: str | None, rows: int
+    path: Path, name: str, image_column: str | None, caption_column: str | None, rows: int, inside: bool = False
 ) -> Iterator[TableShard]:
     """Cut a table into shards of `rows` rows; it is read through once, without its pictures.
+
+    Args:
+        path: the table.
+        name: of the shards, before the number.
+        image_column: column of the picture, None guesses.
+        caption_column: column of the caption, None guesses.
+        rows: of a shard.
+        inside: read no picture outside of the table's folder.
 
     Raises:
         ValueError: a file that is no such table, or a named column that it lacks.
@@ -98,13 +114,13 @@ def table_shards(
     columns = _columns(path)
     for column in (image_column, caption_column):
         if column is not None and column not in columns:
-            raise ValueError(f"{path} has no column {column!r}; it has {list(columns)}")
+            raise ValueError(f"{path} has no column {column!r}; it has {list(columns[:50])}")
     image = image_column or guess_column(list(columns), IMAGE_COLUMNS)
     caption = caption_column or guess_column(list(columns), CAPTION_COLUMNS)
     for number, (offset, count, fingerprint) in enumerate(_cuts(path, rows)):
         yield TableShard(
             name=f"{name}#{number:05d}", path=str(path), image_column=image, caption_column=caption, columns=columns,
-            offset=offset, rows=count, fingerprint=fingerprint,
+            offset=offset, rows=count, inside=inside, fingerprint=fingerprint,
         )  # fmt: skip
 
 
@@ -127,6 +143,8 @@ def _cuts(path: Path, rows: int) -> Iterator[tuple[int, int, str]]:
     """Offset, number of rows and fingerprint of each shard."""
     if path.suffix == ".parquet":
         total, footer = _parquet(path).metadata.num_rows, _footer(path)
+        if total > path.stat().st_size:  # rows of pictures differ, and need a byte each
+            raise ValueError(f"{path} claims {total:,} rows, more than it has bytes: it is damaged")
         for start in range(0, total, rows):
             yield start, min(rows, total - start), f"{footer}-{start}"
         return
@@ -153,22 +171,36 @@ def _rows_from(shard: TableShard) -> Iterator[dict[str, Any] | None]:
 
 
 class _Lines:
-    """Lines of a file as text, bytes that are no UTF-8 kept as surrogates; counts and hashes what went by."""
+    """Lines of a file as text, bytes that are no UTF-8 kept as surrogates; counts and hashes what went by.
+
+    Of a line that is too long the rest is passed over; a row of lines that are too many raises csv.Error.
+    """
 
     def __init__(self, file: IO[bytes]):
         self.file, self.offset, self.digest = file, file.tell(), hashlib.sha256()
+        self.row_start = self.offset
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
-        line = self.file.readline()
+        line = self._piece()
         if not line:
             raise StopIteration
-        self.digest.update(line)
-        text = line.removeprefix(codecs.BOM_UTF8) if self.offset == 0 else line
-        self.offset += len(line)
+        text = line.removeprefix(codecs.BOM_UTF8) if self.offset == len(line) else line
+        rest = line
+        while len(rest) == MAX_TEXT_BYTES and not rest.endswith(b"\n"):
+            rest = self._piece()
+        if self.offset - self.row_start > 2 * MAX_TEXT_BYTES and rest is line:
+            self.row_start = self.offset
+            raise csv.Error("a row without end")
         return text.decode("utf-8", "surrogateescape")
+
+    def _piece(self) -> bytes:
+        line = self.file.readline(MAX_TEXT_BYTES)
+        self.digest.update(line)
+        self.offset += len(line)
+        return line
 
 
 def _delimiter(path: Path) -> str:
@@ -186,6 +218,7 @@ def _text_rows(path: Path, lines: _Lines, columns: list[str]) -> Iterator[dict[s
 def _csv_rows(lines: _Lines, columns: list[str], delimiter: str) -> Iterator[dict[str, Any] | None]:
     reader = csv.reader(lines, delimiter=delimiter)
     while True:
+        lines.row_start = lines.offset
         try:
             values = next(reader, None)
         except csv.Error:  # a field beyond csv's limit, as after a quote that is never closed
@@ -199,12 +232,13 @@ def _csv_rows(lines: _Lines, columns: list[str], delimiter: str) -> Iterator[dic
 
 def _json_rows(lines: _Lines) -> Iterator[dict[str, Any] | None]:
     for line in lines:
+        lines.row_start = lines.offset
         if line.strip():
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = parse_json(line, "a row")
+            except ValueError:
                 row = None
-            yield row if isinstance(row, dict) else None
+            yield row
 
 
 def _parquet(path: Path) -> "pq.ParquetFile":
@@ -212,9 +246,10 @@ def _parquet(path: Path) -> "pq.ParquetFile":
     import pyarrow.parquet as pq
 
     try:
+        check_file(path, sys.maxsize)
         return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no readable parquet file: {error}") from error
+    except (OSError, ValueError, pa.ArrowException, MemoryError, RuntimeError) as error:  # RuntimeError: deep schemas
+        raise ValueError(f"{path} is no readable parquet file: {printable(str(error))[:200]}") from error
 
 
 def _footer(path: Path) -> str:
@@ -239,5 +274,5 @@ def _parquet_rows(shard: TableShard) -> Iterator[dict[str, Any]]:
                 continue
             batches = file.iter_batches(32, row_groups=[group], columns=columns)
             yield from islice((row for batch in batches for row in batch.to_pylist()), first, last)
-    except pa.ArrowInvalid as error:
-        raise UnreadableShard(f"cannot read {shard.path}: {error}") from error
+    except (OSError, ValueError, pa.ArrowException, OverflowError, MemoryError) as error:
+        raise UnreadableShard(f"cannot read {shard.path}: {printable(str(error))[:200]}") from error

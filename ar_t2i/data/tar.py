@@ -1,21 +1,27 @@
 """Webdataset tars: the files of a sample stand side by side and share their name up to the first dot.
 
 One bad place in a tar costs the sample that it hits. Python's tarfile finds the next header by itself when it is told
-to pass over blocks that are none (`ignore_zeros`); what is passed over is counted here.
+to pass over blocks that are none (`ignore_zeros`); what is passed over is counted here. Nothing is ever extracted to
+the disk, and of files that are neither pictures nor captions nothing is read: a name is a key, and no more.
 """
 
+import bz2
+import gzip
 import hashlib
-import json
+import io
+import lzma
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ar_t2i.data.sample import MAX_FILE_BYTES, Reason, Sample, UnreadableShard
+from ar_t2i.data.sample import MAX_FILE_BYTES, MAX_TEXT_BYTES, Reason, Sample, UnreadableShard
+from ar_t2i.untrusted import parse_json
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm")
 CAPTION_SUFFIXES = ("txt", "text", "caption")
@@ -24,7 +30,17 @@ CAPTION_COLUMNS = ("caption", "text", "prompt")
 
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: the key ends at the first dot of the file name
 _META = re.compile(r"__[^/]*__($|/)")
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
+_COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_MOST_UNPACKED = 200
+"""A compressed tar that becomes so many times larger, and larger than a picture file may be, is a bomb."""
+_GROUP_FILES = 1000
+"""Of one sample."""
+_EXTENSION_BYTES = 8 * 1024
+"""Of a header that gives a member a longer name and the like: what tarfile makes of it grows as the square."""
+_EXTENSIONS = 4
+"""Such headers for one member; tarfile goes one level deeper for each."""
+_EXTENDING = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+              tarfile.GNUTYPE_LONGLINK)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +88,17 @@ class _Group:
     files: dict[str, bytes] = field(default_factory=dict)
     reason: Reason | None = None
     done: float = 0.0
+    size: int = 0
 
     def add(self, member: _Member) -> None:
         self.done = member.done
-        if member.reason is None:
-            self.files[member.suffix] = member.data
-        else:
+        self.size += len(member.data)
+        if member.reason is not None:
             self.reason = self.reason or member.reason
+        elif self.size > MAX_FILE_BYTES + MAX_TEXT_BYTES or len(self.files) >= _GROUP_FILES:
+            self.reason = self.reason or Reason.FILE_TOO_LARGE
+        else:
+            self.files[member.suffix] = member.data
 
     def samples(self, images: bool, captions: bool, caption_column: str | None) -> Iterator[Sample]:
         """The sample, and one more entry for damage that did not hit it."""
@@ -98,10 +118,8 @@ class _Group:
         if text is not None and column is None:
             return text
         try:
-            found = json.loads(_pick(self.files, ("json",)) or b"{}")
-        except ValueError:  # also raised for bytes that are no text
-            return None
-        if not isinstance(found, dict):
+            found = parse_json(_pick(self.files, ("json",)) or b"{}", self.key)
+        except ValueError:
             return None
         name = column or guess_column(list(found), CAPTION_COLUMNS)
         value = found.get(name) if name else None
@@ -109,8 +127,10 @@ class _Group:
 
 
 def file_checksum(path: str | Path) -> str | None:
-    """sha256 of a file's contents, None for one that cannot be read."""
+    """sha256 of a file's contents, None for one that cannot be read or is no plain file."""
     try:
+        if not os.path.isfile(path):
+            return None
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
@@ -137,9 +157,8 @@ def _members(url: str, images: bool, captions: bool) -> Iterator[_Member]:
     read = (IMAGE_SUFFIXES if images else ()) + ((*CAPTION_SUFFIXES, "json") if captions else ())
     try:
         with _opened(url) as stream:
-            size = os.fstat(stream.fileno()).st_size if is_local(url) else 0
             header = _header_class()
-            archive = _archive(stream, size, header)
+            archive, size = _archive(stream, is_local(url), header)
             if archive is None:
                 yield _Member("", "", reason=Reason.DAMAGED_TAR)
                 return
@@ -152,61 +171,128 @@ def _members(url: str, images: bool, captions: bool) -> Iterator[_Member]:
                     suffix = name[2].lower()
                     kind = suffix.rpartition(".")[2]
                     if kind in kinds:
-                        data, reason = _read(archive, info) if kind in read else (b"", None)
+                        most = MAX_FILE_BYTES if kind in IMAGE_SUFFIXES else MAX_TEXT_BYTES
+                        data, reason = _read(archive, info, most) if kind in read else (b"", None)
                         yield _Member(key, suffix, data, reason, done)
     except OSError as error:  # from the disk or a download; tarfile has its own errors for the contents
         raise UnreadableShard(f"cannot read {url}: {error}") from error
 
 
 def _header_class() -> type[tarfile.TarInfo]:
-    """A header that counts in `damaged` the blocks that should hold one and hold something else."""
+    """A header that counts in `damaged` the blocks that should hold one and hold something else.
+
+    Something else is also what would make tarfile read without end: sizes below zero, long extensions, many of them
+    behind each other, and maps of sparse files.
+    """
 
     class Header(tarfile.TarInfo):
         damaged = 0
+        extensions = 0
 
         @classmethod
         def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
             try:
-                return super().frombuf(buf, encoding, errors)
+                found = super().frombuf(buf, encoding, errors)
+                extends = found.type in _EXTENDING
+                cls.extensions = cls.extensions + 1 if extends else 0
+                too_long = found.size > (_EXTENSION_BYTES if extends else 2**62)
+                if found.size < 0 or too_long or cls.extensions > _EXTENSIONS or found.type == tarfile.GNUTYPE_SPARSE:
+                    raise tarfile.InvalidHeaderError("not one of a webdataset")  # type: ignore[attr-defined]
+                return found
             except tarfile.HeaderError:
                 cls.damaged += any(buf)  # zeros, or nothing, end an archive as they should
                 raise
 
+        def _no_sparse(self, *_: object) -> None:
+            raise tarfile.ReadError("a sparse file")
+
+        _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_sparse
+
     return Header
 
 
-def _archive(stream: Any, size: int, header: type[tarfile.TarInfo]) -> tarfile.TarFile | None:
-    seekable = size > 0 and not stream.peek(6).startswith(_COMPRESSED)  # seeking passes over unwanted pictures
+def _archive(stream: Any, local: bool, header: type[tarfile.TarInfo]) -> tuple[tarfile.TarFile | None, int]:
+    """The archive, and its size where that is known: seeking passes over unwanted pictures."""
+    size = os.fstat(stream.fileno()).st_size if local else 0
+    raw = _Raw(stream)
+    source: Any = stream if local else io.BufferedReader(raw)
+    start = source.peek(6)
+    packed = next((kind for mark, kind in _COMPRESSED.items() if start.startswith(mark)), None)
+    if packed is not None:
+        source, size = _Unpacked(packed(source), source.tell if local else lambda: raw.count), 0
+    mode: Any = "r:" if size else "r|"
     try:
-        return tarfile.open(fileobj=stream, mode="r:" if seekable else "r|*", tarinfo=header, ignore_zeros=True)
+        return tarfile.open(fileobj=source, mode=mode, tarinfo=header, ignore_zeros=True), size
     except tarfile.TarError:
-        return None
+        return None, 0
+
+
+class _Raw(io.RawIOBase):
+    """A stream that only reads, such as the output of a command, as io's buffers want it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.count = stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self.count += len(data)
+        return len(data)
+
+
+class _Unpacked:
+    """The contents of a compressed stream, which ends where it is damaged, or where it is a bomb."""
+
+    def __init__(self, stream: Any, packed: Callable[[], int]) -> None:
+        self.stream, self.packed, self.count = stream, packed, 0
+
+    def read(self, size: int) -> bytes:
+        try:
+            data = self.stream.read(size)
+        except OSError as error:
+            if error.errno is not None:  # from the disk or a download; the errors of damage have no number
+                raise
+            return b""
+        except (EOFError, zlib.error, lzma.LZMAError):
+            return b""
+        self.count += len(data)
+        if self.count > max(_MOST_UNPACKED * self.packed(), 2 * MAX_FILE_BYTES):
+            raise tarfile.ReadError("a compressed tar that is a bomb")
+        return data
 
 
 def _headers(archive: tarfile.TarFile, header: Any) -> Iterator[tarfile.TarInfo | None]:
     """Each header in order, None for each damaged place."""
-    known = 0
+    known, before = 0, -1
     while True:
         try:
             info = archive.next()
-        except (tarfile.TarError, ValueError, OverflowError):
+            if info is not None and archive.offset <= before:
+                raise tarfile.ReadError("a size below zero leads back")
+        except (tarfile.TarError, ValueError, OverflowError, AttributeError, TypeError):  # the last: odd extensions
             yield None
             position = archive.fileobj.tell()  # type: ignore[union-attr]
-            if position <= archive.offset:
+            if position <= max(archive.offset, before):
                 return
-            archive.offset = position  # past what tarfile stumbled over
+            archive.offset = before = position  # past what tarfile stumbled over
             continue
+        before = archive.offset
         if header.damaged > known:
             known = header.damaged
             yield None
         if info is None:
             return
         archive.members.clear()  # type: ignore[attr-defined]
+        if len(archive.pax_headers) > _GROUP_FILES:
+            archive.pax_headers = {}
         yield info
 
 
-def _read(archive: tarfile.TarFile, info: tarfile.TarInfo) -> tuple[bytes, Reason | None]:
-    if info.size > MAX_FILE_BYTES:
+def _read(archive: tarfile.TarFile, info: tarfile.TarInfo, most: int) -> tuple[bytes, Reason | None]:
+    if info.size > most:
         return b"", Reason.FILE_TOO_LARGE
     try:
         file = archive.extractfile(info)

@@ -55,7 +55,7 @@ class ReaderConfig:
         Raises:
             ValueError: a size or a threshold that no reader can have, or no names.
         """
-        if self.image_size < 16 or self.image_size % 16:
+        if not 16 <= self.image_size <= 4096 or self.image_size % 16:
             raise ValueError(f"image_size={self.image_size}: expected a multiple of 16, for example 256")
         for name in ("kinds", "colors", "places"):
             names = getattr(self, name)
@@ -65,8 +65,8 @@ class ReaderConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         for name in ("fine_blocks", "wide_blocks"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+            if not 0 <= getattr(self, name) <= 256:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 to 256")
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold={self.threshold}: expected more than 0 and less than 1")
 

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from ar_t2i.bundles import VERIFIER, shipped_bundle
@@ -30,6 +29,7 @@ from ar_t2i.evaluation.judge import Reading, Seen, Verdict, box_overlap, judge, 
 from ar_t2i.evaluation.reader import CELL, ReaderConfig, ReaderOutput, SceneReader
 from ar_t2i.image_tokenizer import ImageTokenizer
 from ar_t2i.likeness import psnr
+from ar_t2i.untrusted import outlined, read_json, read_tensors
 
 __all__ = [
     "Reading",
@@ -161,19 +161,22 @@ class SceneVerifier:
         """
         directory = shipped_bundle() / VERIFIER if directory is None else Path(directory)
         try:
-            values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-            state = load_file(directory / "model.safetensors")
-        except (OSError, json.JSONDecodeError, SafetensorError) as error:
+            values, state = read_json(directory / "config.json"), read_tensors(directory / "model.safetensors")
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"no scene verifier at {str(directory)!r}: {error}; expected config.json and model.safetensors"
             ) from error
-        if not isinstance(values, dict) or values.pop("model_type", None) != MODEL_TYPE:
+        if values.pop("model_type", None) != MODEL_TYPE:
             raise ValueError(f'{directory / "config.json"} does not say "model_type": "{MODEL_TYPE}"')
-        reader = SceneReader(build(ReaderConfig, values))
+        config = build(ReaderConfig, values)
+        with outlined(str(directory / "config.json")):
+            reader = SceneReader(config)
         try:
-            reader.load_state_dict(
-                {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-            )
+            copies = {
+                name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+                for name, tensor in state.items()
+            }
+            reader.load_state_dict(copies, assign=True)
         except RuntimeError as error:
             raise ValueError(
                 f"the weights in {directory} do not fit its config: {' '.join(str(error).split())}"

@@ -1,10 +1,13 @@
 """Cards of what is published: README.md with the yaml that the Hub shows and searches."""
 
+import html
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
+
+from ar_t2i.untrusted import parse_yaml, printable
 
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _COMMANDS = re.compile(r"""(from_pretrained\("|--bundle )[\w.-]+/[\w.@/-]+""")
@@ -28,9 +31,9 @@ def read_card(text: str, name: str = "README.md") -> tuple[dict[str, Any], str]:
     if match is None:
         return {}, text
     try:
-        header = yaml.safe_load(match[1]) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"the yaml of {name} cannot be read: {' '.join(str(error).split())}; mend it") from error
+        header = parse_yaml(match[1], name) or {}
+    except ValueError as error:
+        raise ValueError(f"the yaml of {name} cannot be read: {error}; mend it") from error
     if not isinstance(header, dict):
         raise ValueError(f"the yaml of {name} is no mapping; mend it")
     return header, text[match.end() :]
@@ -65,3 +68,10 @@ def published_card(text: str, address: str, kind: str, links: Mapping[str, str])
     body = _COMMANDS.sub(lambda found: found[1] + address, body)
     repo_id = address.partition("@")[0]
     return write_card_text(header, body or f"\n# {repo_id.rpartition('/')[2]}\n\nA {kind} of ar_t2i.\n")
+
+
+def plain(text: str) -> str:
+    """A text as text alone in markdown and html, one line, cut where it is long."""
+    short = printable(text)
+    short = short if len(short) <= 200 else short[:200] + "…"
+    return re.sub(r"([\\`*_\[\]|!#~])", r"\\\1", html.escape(short, quote=False))

@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,10 @@ def split_id(name: str) -> tuple[str, str]:
         validate_repo_id(repo_id)
         if repo_id.count("/") != 1:
             raise HFValidationError("no owner")
+        if (
+            not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", revision or "main") or ".." in revision
+        ):  # names a file in the cache
+            raise HFValidationError("no revision")
     except HFValidationError as error:
         raise ValueError(
             f"{name!r} is neither a folder here nor an id of the Hub, owner/name or owner/name@revision"
@@ -80,9 +85,16 @@ def resolve(name: str | Path, patterns: Sequence[str] = BUNDLE_FILES, repo_type:
     Raises:
         ValueError: neither a folder nor a repository that can be read, or damaged files.
     """
-    if Path(name).is_dir():
-        return Path(name)
-    remote = Remote(*split_id(str(name)), repo_type=repo_type)
+    return Path(name) if Path(name).is_dir() else download(str(name), patterns, repo_type)
+
+
+def download(name: str, patterns: Sequence[str] = BUNDLE_FILES, repo_type: RepoType = "model") -> Path:
+    """As `resolve`, of an id of the Hub alone: what a file names must not lead to a folder here.
+
+    Raises:
+        ValueError: no repository that can be read, or damaged files.
+    """
+    remote = Remote(*split_id(name), repo_type=repo_type)
     for _ in range(2):
         folder = _snapshot(remote, patterns)
         damaged = _damaged(folder)

@@ -4,6 +4,8 @@ From scratch it is a `Qwen3ForCausalLM`: rotary positions, QK-norm, SwiGLU, tied
 model, so the checkpoint loads wherever transformers checkpoints load.
 """
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ar_t2i.hub.names import resolve
-from ar_t2i.vocabulary import CODEBOOK_SIZE, Vocabulary
+from ar_t2i.untrusted import printable, read_json, stored_shapes
+from ar_t2i.vocabulary import CODEBOOK_SIZE, Vocabulary, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,13 +143,11 @@ def load_vocabulary_for(config: ModelConfig, vocabulary: str) -> Vocabulary:
     Raises:
         ValueError: neither is given.
     """
-    from transformers import AutoTokenizer
-
     if vocabulary:
         return Vocabulary.from_pretrained(resolve(vocabulary))
     if not config.init_from:
         raise ValueError("vocabulary is not set: give a folder with tokenizer.json, for example tokenizer/")
-    return Vocabulary.extend(AutoTokenizer.from_pretrained(config.init_from), CODEBOOK_SIZE)
+    return Vocabulary.extend(load_tokenizer(config.init_from), CODEBOOK_SIZE)
 
 
 def check_head(model: "PreTrainedModel") -> None:
@@ -210,25 +211,84 @@ def add_residual_dropout(model: "PreTrainedModel", dropout: float) -> None:
 
 
 def load_causal_lm(source: str | Path) -> tuple["PreTrainedModel", dict[str, Any]]:
-    """Any causal LM with safetensors weights, in float32, and what its loading reports.
+    """Any causal LM with safetensors weights, in float32, and what its loading reports; code of theirs is never run.
 
     Raises:
         ValueError: it cannot be loaded.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of weights that are on disk already
     try:
+        if Path(source).is_dir():
+            check_checkpoint(Path(source))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"no causal LM with safetensors weights could be loaded: {error}") from error
+    except Exception as error:  # transformers raises anything on a config that is not as it expects
+        reason = printable(str(error)) or type(error).__name__
+        raise ValueError(f"no causal LM with safetensors weights could be loaded: {reason}") from error
     finally:
         logging.enable_progress_bar()
     return loaded
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint that would run code, read outside of its folder, or fill the memory with what it has not.
+
+    Raises:
+        ValueError: it says why.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = read_json(folder / "config.json")
+    check_plain(config)
+    if (folder / "adapter_config.json").exists():
+        raise ValueError("adapter_config.json names another model to load: merge the adapter into its model first")
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.exists() and not (folder / "model.safetensors").exists():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index.name} has no weight_map")
+        names = set(map(str, weight_map.values()))
+        outside = [name for name in names if not re.fullmatch(r"[\w-]+\.safetensors", name)]
+        if outside:
+            raise ValueError(f"{index.name} names {printable(outside[0])!r}, expected files of this folder")
+    stored = sum(math.prod(shape) for name in sorted(names) for shape in stored_shapes(folder / name).values())
+    with torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(str(folder), trust_remote_code=False), trust_remote_code=False
+        ).num_parameters()
+    if described > MOST_PER_STORED * stored:
+        raise ValueError(f"config.json describes {described:,} numbers, the weights are {stored:,}")
+
+
+MOST_PER_STORED = 8
+"""Numbers of a model for each that is stored: weights of 4 bits are packed into whole bytes or words."""
+MOST_LAYERS = 1024
+
+
+def check_plain(values: Any) -> None:
+    """Refuse what makes transformers run code of others, and layers without end; looks into all groups of a config.
+
+    Raises:
+        ValueError: the option is named.
+    """
+    for name, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, (dict, list)):
+            check_plain(value)
+        where = str(name)
+        if where in ("auto_map", "custom_pipelines"):
+            raise ValueError(
+                f"config.json has {where}, which names code to run: only architectures of transformers load"
+            )
+        if "implementation" in where and isinstance(value, str) and "/" in value:
+            raise ValueError(f"config.json has {where}={printable(value)[:100]!r}, which is code of others")
+        layers = re.search(r"layers?$|^depths?$|blocks$|experts$", where) is not None
+        if layers and isinstance(value, (int, float)) and value > MOST_LAYERS:
+            raise ValueError(f"config.json has {printable(where)[:100]}={value}: expected at most {MOST_LAYERS}")
 
 
 def _extend(source: str, vocabulary: Vocabulary, seed: int) -> "PreTrainedModel":

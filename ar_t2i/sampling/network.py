@@ -8,24 +8,23 @@ Shape suffixes: R rows of the batch, P new positions, S positions so far and new
 keys and values, E numbers in a head, K ids.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ar_t2i.model.build import head_logits
+from ar_t2i.model.build import MOST_LAYERS, check_plain, head_logits
+from ar_t2i.untrusted import read_json, read_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 _FEW_ROWS = 4
+_FEW_POSITIONS = 4096
 
 
 class Run(Protocol):
@@ -141,6 +140,7 @@ class Qwen3:
         """
         if not self.knows(config):
             raise ValueError("the config is of no plain Qwen3 decoder")
+        _check_numbers(config)
         expected = _shapes(config)
         for kind, names in (("missing", expected.keys() - weights.keys()), ("unexpected", weights.keys() - expected)):
             if names:
@@ -164,7 +164,8 @@ class Qwen3:
         """Whether a config.json describes a decoder that this class computes."""
         rope = config.get("rope_parameters") or {}
         return (
-            config.get("model_type") == "qwen3"
+            isinstance(rope, Mapping)
+            and config.get("model_type") == "qwen3"
             and config.get("architectures") in (None, ["Qwen3ForCausalLM"])
             and config.get("hidden_act") == "silu"
             and not config.get("attention_bias")
@@ -182,12 +183,13 @@ class Qwen3:
             ValueError: a file that is missing or unreadable, or tensors that do not fit the config.
         """
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
-        except (OSError, json.JSONDecodeError, SafetensorError) as error:
+            config = read_json(folder / "config.json")
+            stored = read_tensors(folder / "model.safetensors")
+        except (OSError, ValueError) as error:
             raise ValueError(f"{folder}: no causal LM with safetensors weights could be loaded: {error}") from error
         try:
-            network = cls(config, weights)
+            check_plain(config)  # `stock` hands it to transformers
+            network = cls(config, {name: tensor.float() for name, tensor in stored.items()})
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from error
         network._join()
@@ -219,6 +221,8 @@ class Qwen3:
 
     def start(self, rows: int, length: int) -> "_Qwen3Run":
         """See `Network`."""
+        if length > len(self.cos_SE):
+            self._turn(length)
         return _Qwen3Run(self, rows, length)
 
     def logits(self, hidden_RD: Tensor, ids_K: slice | Tensor) -> Tensor:
@@ -240,8 +244,12 @@ class Qwen3:
         self.head_KD = self.weights.get("lm_head.weight", self.table_KD)
         self.norm_D = self.weights["model.norm.weight"]
         self.layers = [self._layer(number) for number in range(self.config["num_hidden_layers"])]
+        self._turn(min(self.context, _FEW_POSITIONS))
+
+    def _turn(self, positions: int) -> None:
+        """Make the rotary tables for so many positions: a context may be far longer than what is drawn."""
         steps_E = torch.arange(0, self.head_dim, 2, device=self.device).float() / self.head_dim
-        angles_SE = torch.arange(self.context, device=self.device).float()[:, None] / (
+        angles_SE = torch.arange(positions, device=self.device).float()[:, None] / (
             self.config["rope_parameters"]["rope_theta"] ** steps_E
         )
         dtype = self.table_KD.dtype
@@ -348,6 +356,22 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 def _positions(mask_RS: Tensor, new: int) -> Tensor:
     """Positions (R, P) of the new ids: padding does not count."""
     return (mask_RS.cumsum(-1) - 1).clamp_min(0)[:, -new:]
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    """Raise ValueError where a number that the decoder is built from is missing, none, or absurd."""
+    whole = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
+    for name in whole:
+        value, most = config.get(name), MOST_LAYERS if name == "num_hidden_layers" else 2**31
+        if type(value) is not int or not 0 < value < most:
+            raise ValueError(f"config.json has {name}={str(value)[:20]}: expected a whole number from 1 to {most - 1}")
+    for name, value in (("rms_norm_eps", config.get("rms_norm_eps")),
+                        ("rope_theta", config["rope_parameters"].get("rope_theta"))):  # fmt: skip
+        if not isinstance(value, (int, float)) or not 0 < value < 2**63:
+            raise ValueError(f"config.json has {name}={str(value)[:20]}: expected a number above 0")
+    if config["head_dim"] % 2 or config["num_attention_heads"] % config["num_key_value_heads"]:
+        raise ValueError("config.json has an odd head_dim, or heads that do not share keys and values evenly")
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -36,15 +36,22 @@ class SlotConfig:
         """
         if self.image_size < 32 or self.image_size % 32:
             raise ValueError(f"image_size={self.image_size}: expected a multiple of 32, for example 256")
+        if len(self.regions) != 2:
+            raise ValueError(f"regions={list(self.regions)}: expected 2 numbers, rows and columns")
         if len(self.stage_widths) != 4:
             raise ValueError(f"stage_widths={list(self.stage_widths)}: expected 4 of them")
+        if min(self.stage_widths) < 1:
+            raise ValueError(f"stage_widths={list(self.stage_widths)}: expected at least 1 each")
         for name in ("num_codes", "code_dim", "feature_channels", "mixer_width", "unmixer_width", "mixer_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.image_size > 4096 or self.mixer_depth * self.num_regions > 512:
+            raise ValueError(
+                f"image_size={self.image_size}, mixer_depth={self.mixer_depth}, regions={list(self.regions)}: "
+                "expected at most 4096 pixels, and 512 layers in all"
+            )
         if self.codebook_size < 2:
             raise ValueError(f"codebook_size={self.codebook_size}: expected at least 2")
-        if len(self.regions) != 2:
-            raise ValueError(f"regions={list(self.regions)}: expected 2 numbers, rows and columns")
         rows, columns = self.regions
         if rows < 1 or columns < 1 or self.grid % rows or self.grid % columns:
             raise ValueError(

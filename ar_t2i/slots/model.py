@@ -18,13 +18,13 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ar_t2i.config import build
 from ar_t2i.image_tokenizer import fingerprint_of
 from ar_t2i.slots.config import SlotConfig
+from ar_t2i.untrusted import outlined, read_json, read_tensors
 
 
 class SlotTokenizer(nn.Module):
@@ -160,23 +160,25 @@ class SlotTokenizer(nn.Module):
         """
         directory = Path(directory)
         try:
-            values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-            state = load_file(directory / "model.safetensors")
-        except (OSError, json.JSONDecodeError, SafetensorError) as error:
+            values, state = read_json(directory / "config.json"), read_tensors(directory / "model.safetensors")
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"no slot tokenizer at {str(directory)!r}: {error}; "
                 "expected a folder with config.json and model.safetensors"
             ) from error
-        if not isinstance(values, dict) or values.pop("model_type", None) != "slots":
+        if values.pop("model_type", None) != "slots":
             raise ValueError(f'{directory / "config.json"} does not say "model_type": "slots"')
         if missing := {each.name for each in fields(SlotConfig)} - values.keys():
             raise ValueError(
                 f"{directory / 'config.json'} does not tell {', '.join(sorted(missing))}: another version of ar_t2i "
                 "wrote it; use that one, or train the tokenizer again"
             )
-        model = cls(build(SlotConfig, values))
+        config = build(SlotConfig, values)
+        with outlined(str(directory / "config.json")):
+            model = cls(config)
         try:
-            model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+            copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
+            model.load_state_dict(copies, assign=True)
         except RuntimeError as error:
             raise ValueError(
                 f"the weights in {directory} do not fit its config: {' '.join(str(error).split())}"

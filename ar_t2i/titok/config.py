@@ -13,6 +13,12 @@ def _at_least_one(config: object, *names: str) -> None:
             raise ValueError(f"{name}={getattr(config, name)}: expected at least 1")
 
 
+def _at_most(config: object, most: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) > most:
+            raise ValueError(f"{name}={getattr(config, name)}: expected at most {most}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViTSize:
     """Size of one of TiTok's two vision transformers."""
@@ -31,6 +37,7 @@ class ViTSize:
             ValueError: a size that no transformer can have.
         """
         _at_least_one(self, "width", "num_layers", "num_heads")
+        _at_most(self, 256, "num_layers")
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} is not a multiple of num_heads={self.num_heads}; change one of them")
 
@@ -68,8 +75,9 @@ class VQGANConfig:
             ValueError: a shape that no VQGAN can have.
         """
         _at_least_one(self, "hidden_channels", "num_res_blocks", "z_channels", "codebook_size")
-        if not self.channel_mult or min(self.channel_mult) < 1:
-            raise ValueError(f"channel_mult={list(self.channel_mult)}: expected whole numbers of at least 1")
+        _at_most(self, 64, "num_res_blocks")
+        if not 0 < len(self.channel_mult) <= 12 or min(self.channel_mult) < 1:
+            raise ValueError(f"channel_mult={list(self.channel_mult[:12])}: expected 1 to 12 whole numbers above 0")
         if self.hidden_channels % 32:
             raise ValueError(
                 f"hidden_channels={self.hidden_channels}: expected a multiple of 32, for the 32-group norms"
@@ -157,6 +165,7 @@ class TiTokConfig:
             ValueError: a shape that no TiTok can have.
         """
         _at_least_one(self, "codebook_size", "token_size", "num_latent_tokens", "crop_size")
+        _at_most(self, 4096, "crop_size")
         for name in ("vit_enc_patch_size", "vit_dec_patch_size"):
             patch = getattr(self, name)
             if patch < 1 or self.crop_size % patch:

@@ -17,6 +17,7 @@ from ar_t2i.titok.config import TiTokConfig
 from ar_t2i.titok.layers import TiTokDecoder, TiTokEncoder, initialize_transformer
 from ar_t2i.titok.quantizer import QuantizerOutput, VectorQuantizer
 from ar_t2i.titok.vqgan import MaskGITVQGAN, VQGANDecoder, check_pixels, initialize_convolutions
+from ar_t2i.untrusted import outlined
 
 
 class TiTok(nn.Module):
@@ -102,7 +103,7 @@ class TiTok(nn.Module):
             if path.is_file():
                 raise ValueError(f"{path} holds weights alone; give config=, for example published_config('l32')")
             config = pretrained.read_config(path, TiTokConfig.from_dict)
-        with torch.device("meta"):
+        with outlined(str(path)):
             model = cls(config)
         pretrained.load_weights(model, path)
         return model.eval()

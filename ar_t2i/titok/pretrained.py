@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from ar_t2i.untrusted import read_json, read_tensors
 
 Config = TypeVar("Config")
 
@@ -29,13 +30,9 @@ def read_config(directory: Path, parse: Callable[[dict[str, Any]], Config]) -> C
     """
     path = directory / CONFIG_NAME
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); expected a folder with {CONFIG_NAME}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid json: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, expected a json object")
     try:
         return parse(config)
     except ValueError as error:
@@ -86,7 +83,7 @@ def _weights_file(path: Path) -> Path:
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    tensors = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+    tensors = read_tensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     if not isinstance(tensors, Mapping):
         raise ValueError(f"{file} holds a {type(tensors).__name__}, expected tensors by name")
     for name, tensor in tensors.items():
@@ -94,13 +91,6 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"{file}: {name!r} is of type {kind}, expected a float tensor; give a plain state dict")
     return dict(tensors)
-
-
-def _read_safetensors(file: Path) -> object:
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or no safetensors file ({error}); fetch it again") from error
 
 
 def _read_pickle(file: Path) -> object:

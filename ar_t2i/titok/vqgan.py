@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ar_t2i.titok import pretrained
 from ar_t2i.titok.config import VQGANConfig
 from ar_t2i.titok.quantizer import QuantizerOutput, VectorQuantizer
+from ar_t2i.untrusted import outlined
 
 
 class VQGANEncoder(nn.Module):
@@ -98,7 +99,7 @@ class MaskGITVQGAN(nn.Module):
         """
         if config is None and Path(path).is_dir():
             config = pretrained.read_config(Path(path), cls._read_config)
-        with torch.device("meta"):
+        with outlined(str(path)):
             model = cls(config)
         pretrained.load_weights(model, Path(path))
         return model.eval()

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from ar_t2i.hub.cards import LIBRARY, write_card_text
+from ar_t2i.hub.cards import LIBRARY, plain, write_card_text
 from ar_t2i.hub.names import link_to
 from ar_t2i.training.trackers import read_metrics
 
@@ -68,7 +68,7 @@ def run_card(
     strips = _newest_samples(output)
     if strips:
         pictures["samples.png"] = _stacked(strips)
-        samples = f"\n![samples](samples.png)\n\nFrom top to bottom: {'; '.join(prompts)}.\n"
+        samples = f"\n![samples](samples.png)\n\nFrom top to bottom: {'; '.join(map(plain, prompts))}.\n"
     measured = [record for record in records if "validation_image_loss" in record]
     if measured:
         pictures["curves.png"] = draw_curves(records)

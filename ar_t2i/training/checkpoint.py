@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ar_t2i.bundles import replace_directory
-from ar_t2i.hub.names import resolve_checkpoint
+from ar_t2i.hub.names import CHECKPOINT_FILES, resolve_checkpoint
 from ar_t2i.hub.remote import file_digest
+from ar_t2i.untrusted import check_tensors, read_json, read_tensors
 
 STATE = "state.json"
 
@@ -117,7 +118,7 @@ def damage(path: Path) -> str:
     try:
         digests = read_json(path / STATE)["sha256"]
         for name, digest in digests.items():
-            if file_digest(path / name, "sha256") != digest:
+            if name not in CHECKPOINT_FILES or file_digest(path / name, "sha256") != digest:
                 return f"{name} is not what was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{STATE} or a file is missing or unreadable: {error}"
@@ -135,8 +136,11 @@ def read_checkpoint(path: Path, facts: dict[str, Any]) -> Checkpoint:
         state = read_json(path / STATE)
     except OSError as error:
         raise ValueError(f"no checkpoint at {str(path)!r}: expected a folder with {STATE}") from error
-    check_facts(path, state["facts"], facts)
-    return Checkpoint(state["step"], state["facts"], state["guard"])
+    step, stored, guard = state.get("step"), state.get("facts"), state.get("guard")
+    if type(step) is not int or not 0 <= step < 2**48 or not isinstance(stored, dict) or not isinstance(guard, dict):
+        raise ValueError(f"{path / STATE} tells no step, facts and guard: resume from an older checkpoint")
+    check_facts(path, stored, facts)
+    return Checkpoint(step, stored, guard)
 
 
 def check_facts(path: Path, stored: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -171,24 +175,20 @@ def load_checkpoint(
     _load(model, path / "model.safetensors", place)
     if ema is not None:
         _load(ema, path / "ema.safetensors", place)
-    if companions:
-        for companion, state in zip(companions, load_states(path / "companions.safetensors"), strict=True):
-            companion.load_state_dict(state)
-    return load_states(path / "optimizer.safetensors")
+    try:
+        if companions:
+            for companion, state in zip(companions, load_states(path / "companions.safetensors"), strict=True):
+                companion.load_state_dict(state)
+        optimizer = load_states(path / "optimizer.safetensors")
+        return {"state": dict(optimizer["state"]), "param_groups": list(optimizer["param_groups"])}
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:  # states of something else
+        raise ValueError(f"{path} holds states that do not fit this run: resume from an older checkpoint") from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
     found = [path for path in folder.glob("step-*") if (path / STATE).is_file()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a json file (OSError, ValueError)."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no json object")
-    return found
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -234,19 +234,20 @@ def load_states(path: Path) -> Any:
         return (tuple if kind == "tuple" else list)(original(item) for item in content)
 
     try:
+        check_tensors(path)
         with safe_open(path, "pt") as file:
             structure = json.loads(file.metadata()["states"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         return original(structure)
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:  # also RecursionError
         raise ValueError(f"{path} is missing or damaged: resume from an older checkpoint") from error
 
 
 @torch.no_grad()
 def _load(own: Mapping[str, Tensor], path: Path, place: Callable[[Tensor, Tensor], Tensor]) -> None:
     try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
+        stored = read_tensors(path)
+    except ValueError as error:
         raise ValueError(f"{path} is missing or damaged: resume from an older checkpoint") from error
     if stored.keys() != own.keys():
         wrong = sorted(stored.keys() ^ own.keys())

@@ -104,17 +104,21 @@ class Parallel:
         if self.partitioned:
             return self._load_partitioned(optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for index, state in optimizer["state"].items():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameters[index].shape:
-                    state[name] = place(value, parameters[index])
-        self.optimizer.load_state_dict(optimizer)
+        try:
+            for index, state in optimizer["state"].items():
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == parameters[index].shape:
+                        state[name] = place(value, parameters[index])
+            self.optimizer.load_state_dict(optimizer)
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:  # states of something else
+            raise ValueError(f"{path} holds states that do not fit this run: resume from an older one") from error
 
     def take_step(self, lr: float) -> None:
         """Step, and clear the gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        (self.module if self.partitioned else self.optimizer).step()
+        stepper: Any = self.module if self.partitioned else self.optimizer
+        stepper.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def skip_step(self) -> None:
@@ -128,7 +132,7 @@ class Parallel:
         if self.partitioned:  # its step does the scaling
             norm = float(self.optimizer.scaled_global_norm())
             return norm if norm >= 0 else float("nan")
-        return float(clip(self.task.trained.parameters(), most))
+        return float(clip_gradients(self.task.trained.parameters(), most))
 
     def _partitioned_state(self) -> dict[str, Any]:
         """DeepSpeed's state in the form of torch's optimizer."""
@@ -220,7 +224,7 @@ def unsynced(module: nn.Module, accelerator: Accelerator) -> Iterator[None]:
             yield
 
 
-def clip(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
     """Scale gradients down to a norm of `most`, 0 for no limit; returns their norm before, over all processes."""
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]

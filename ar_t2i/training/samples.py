@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ar_t2i.hub.cards import plain
 from ar_t2i.pipeline import TextToImagePipeline, make_grid
 from ar_t2i.sampling.logits import SamplingConfig
 
@@ -71,6 +72,7 @@ def draw_samples(pipeline: TextToImagePipeline, config: SamplesConfig, folder: P
 def write_table(output: Path, prompts: Sequence[str]) -> None:
     """Write samples.md: a row for each iteration that has pictures, a column for each prompt."""
     folders = sorted((output / "samples").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    prompts = [plain(prompt) for prompt in prompts]
     lines = ["| iteration | " + " | ".join(prompts) + " |", "|---" * (len(prompts) + 1) + "|"]
     for folder in folders:
         cells = [f"![{prompt}](samples/{folder.name}/{number}.png)" for number, prompt in enumerate(prompts)]

@@ -57,8 +57,13 @@ def test_frozen_parts_stay_frozen_after_loading(folder):
 
 
 def test_folder_with_a_pickled_state_dict(folder, golden, pixels):
+    """Whoever names TiTok may read it; a bundle, or whatever else may come from anywhere, has safetensors."""
     expected = golden.tensors("titok_tiny_legacy_io")["indices"]
-    assert torch.equal(TiTok.from_pretrained(folder).encode(pixels), expected)
+    titok = TiTok.from_pretrained(folder)
+    assert torch.equal(titok.encode(pixels), expected)
+    with pytest.raises(ValueError, match="a pickle, which can run code"):
+        load_image_tokenizer(folder)
+    titok.save_pretrained(folder)
     assert torch.equal(load_image_tokenizer(folder).encode(pixels), expected)
 
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from ar_t2i.titok.vqgan import initialize_convolutions
 from ar_t2i.training.loop import accumulate
 from ar_t2i.training.optim import OptimConfig, lr_at, make_optimizer
-from ar_t2i.training.parallel import clip
+from ar_t2i.training.parallel import clip_gradients
 from ar_t2i.training.task import Batch, Sums
 
 _LOGITS = ("logits_real", "logits_fake")
@@ -180,7 +180,7 @@ class Gan:
         _, total = accumulate(self.loss, self._seen, loss_of, self.accelerator)
         self._seen.clear()
         lr = lr_at(self.step - self.config.start, max(1, self.steps - self.config.start), self.optim)
-        norm = float(clip(self.network.parameters(), self.optim.clip_norm))
+        norm = float(clip_gradients(self.network.parameters(), self.optim.clip_norm))
         if math.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
