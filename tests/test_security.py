@@ -27,7 +27,7 @@ from ar_t2i.sampling.logits import SamplingConfig
 from ar_t2i.training.checkpoint import check_checkpoint, load_states
 from ar_t2i.training.decoder import TrainConfig
 from ar_t2i.training.samples import write_table
-from ar_t2i.untrusted import parse_json, parse_yaml, printable, read_tensors, stored_shapes
+from ar_t2i.untrusted import parse_json, parse_yaml, printable, read_bytes, read_tensors, stored_shapes
 from ar_t2i.vocabulary import Vocabulary
 from ar_t2i.words import read_words
 
@@ -285,6 +285,12 @@ def test_files_that_are_too_large_are_not_read(bundle, tmp_path, little_memory):
         with pytest.raises(ValueError, match=f"{what}.*more than the"):
             load_bundle(bundle)
         (bundle / name).unlink() if before is None else (bundle / name).write_bytes(before)
+
+
+def test_a_small_file_takes_little_memory(tmp_path, little_memory):
+    """Found by the fuzzer: a buffer of the largest size that was allowed."""
+    (tmp_path / "x").write_bytes(b"1")
+    assert read_bytes(tmp_path / "x", 2**40) == b"1"
 
 
 def test_devices_and_pipes_are_not_read(bundle, tmp_path):
