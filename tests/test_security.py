@@ -24,7 +24,7 @@ from ar_t2i.image_tokenizer import load_image_tokenizer
 from ar_t2i.model.build import load_causal_lm
 from ar_t2i.push import collect, kind_of
 from ar_t2i.sampling.logits import SamplingConfig
-from ar_t2i.training.checkpoint import check_checkpoint, load_states
+from ar_t2i.training.checkpoint import load_states, read_checkpoint
 from ar_t2i.training.decoder import TrainConfig
 from ar_t2i.training.samples import write_table
 from ar_t2i.untrusted import parse_json, parse_yaml, printable, read_bytes, read_tensors, stored_shapes
@@ -422,7 +422,7 @@ def test_a_linked_readme_is_not_copied_into_a_bundle(tmp_path, model, vocabulary
 def test_states_of_checkpoints_are_checked(tmp_path, state):
     (tmp_path / "state.json").write_text(state)
     with pytest.raises(ValueError, match="state.json"):
-        check_checkpoint(tmp_path, {})
+        read_checkpoint(tmp_path, {})
 
 
 def test_states_that_nest_without_end_are_told(tmp_path):

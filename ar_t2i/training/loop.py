@@ -119,6 +119,10 @@ def train(
             _show(task, parallel, step, config, metrics)
             meter.restart()
     bar.close()
+    if guard.skipped:
+        metrics.say(
+            f"{guard.skipped:,} of {config.steps:,} steps were skipped: their loss or gradient was out of bounds"
+        )
     metrics.close()
     accelerator.end_training()
 

@@ -66,7 +66,10 @@ class Guard:
         return {name: value for name, value in asdict(self).items() if name != "factor"}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from `state` (ValueError where it is none)."""
+        known = self.state()
+        if state.keys() != known.keys() or not all(isinstance(value, (int, float)) for value in state.values()):
+            raise ValueError(f"the checkpoint tells {state!r:.200} of its steps, expected {', '.join(known)}")
         for name, value in state.items():
             setattr(self, name, value)
 

@@ -41,7 +41,7 @@ from ar_t2i.sampling.logits import SamplingConfig
 from ar_t2i.sampling.network import Qwen3
 from ar_t2i.slots import SlotConfig, SlotTokenizer
 from ar_t2i.titok.config import TiTokConfig, ViTSize, VQGANConfig, published_config
-from ar_t2i.training.checkpoint import check_checkpoint, load_states, save_states
+from ar_t2i.training.checkpoint import load_states, read_checkpoint, save_states
 from ar_t2i.training.decoder import TrainConfig
 from ar_t2i.untrusted import parse_json, printable, read_tensors, stored_shapes
 from ar_t2i.vocabulary import Vocabulary, _Stored
@@ -331,7 +331,8 @@ def _checkpoints(home: Path) -> dict[str, Target]:
     states = home / "states.safetensors"
     save_states({"state": {0: {"step": 3, "m": torch.ones(2)}}, "groups": [(1, 2.5, None, "x", True)]}, states)
     saved, plain_file = states.read_bytes(), save({"a": torch.ones(2, 3), "b": torch.zeros(4).half()})
-    state = json.dumps({"step": 3, "facts": {"seed": 0, "data": "x"}}).encode()
+    facts = {"seed": 0, "data": "x"}
+    state = json.dumps({"step": 3, "facts": facts, "guard": {"mean": 1.5, "taken": 3}, "sha256": {}}).encode()
 
     def tensors(data: bytes) -> None:
         path = _put(home / "x.safetensors", data)
@@ -341,7 +342,8 @@ def _checkpoints(home: Path) -> dict[str, Target]:
 
     def checkpoint(data: bytes) -> None:
         _put(home / "step" / "state.json", data)
-        check_checkpoint(home / "step", {"seed": 0})
+        Guard(0).load(read_checkpoint(home / "step", {"seed": 0}).guard)
+        damage(home / "step")
 
     return {
         "safetensors": Target([plain_file, saved], tensors, change_safetensors, 60_000),

@@ -79,9 +79,6 @@ def test_resume_refuses_another_run(train_run, run_options):
     with pytest.raises(ValueError, match="has a newer one beside it, step-000008"):
         train_run(resume=str(output / "checkpoints" / "step-000004"))
     assert "seed: 0" in (output / "config.yaml").read_text() and "limit: 0" in (output / "config.yaml").read_text()
-    (output / "checkpoints" / "step-000008" / "optimizer.safetensors").write_bytes(b"half")
-    with pytest.raises(ValueError, match="optimizer.safetensors is missing or damaged"):
-        train_run(resume="auto")
 
 
 def test_a_run_stopped_before_its_export_is_finished_by_resume(train_run):
@@ -185,8 +182,6 @@ def test_a_bundle_in_bf16_is_half_the_size(train_run, tmp_path):
 
 
 def test_a_failing_run_says_why(train_run, tmp_path, vocabulary):
-    with pytest.raises(ValueError, match="the loss is nan"):
-        train_run(output=str(tmp_path / "a"), optim={"lr": 1e30, "clip_norm": 0, "warmup_steps": 0})
     with pytest.raises(ValueError, match="max_caption_length=250 makes sequences of 284"):
         train_run(output=str(tmp_path / "b"), data={"max_caption_length": 250})
     with pytest.raises(ValueError, match="neither a folder here nor"):
