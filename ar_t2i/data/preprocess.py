@@ -65,7 +65,7 @@ class PreprocessConfig(ImageLimits):
     engine: Literal["local", "ray"] = "local"
     """This machine, or the nodes of a Ray cluster (pip install 'ar_t2i[ray]'); --workers is then for all nodes."""
     encoders: int | None = None
-    """With --engine ray: processes that encode (default: one a GPU, or where there is none half of the cores)."""
+    """With --engine ray: processes that encode (default: one a GPU, or where there is none one a core)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
