@@ -41,8 +41,8 @@ BLOCK_BYTES = 64 * 2**20
 """A block of pictures that travels to an actor: 340 of 256x256. A decoding task holds about three."""
 WRITES_AT_ONCE = 16
 """Parts that are written at the same time; the driver takes no more chunks while so many are at work."""
-RETRIES = 20
-"""Times that a part is written again after the loss of the worker that wrote it."""
+RETRIES = 10
+"""Times that a shard or a part is begun again after the loss of its worker: a picture may kill every one."""
 
 _SCHEMA = pa.schema(
     [
@@ -212,6 +212,7 @@ def _chunks(
                 _decode,  # type: ignore[arg-type]  # its other arguments are given here
                 fn_kwargs={"vocabulary": [models[1]], "settings": settings}, batch_size=1, batch_format="pyarrow",
                 compute=TaskPoolStrategy(config.workers), num_cpus=1,
+                ray_remote_args_fn=lambda: {"max_retries": RETRIES},  # Ray Data's own are endless
             )
             .map_batches(
                 _Encode, fn_constructor_kwargs={"image_tokenizer": [models[0]], "device": device, "dtype": dtype},

@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from ar_t2i.config import build
 from ar_t2i.data.preprocess import PreprocessConfig
 
+on_a_cluster = pytest.mark.slow
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
 )
@@ -56,6 +58,7 @@ def many(kit, tmp_path):
     return str(tmp_path / "many" / "b-{00..11}.tar")
 
 
+@on_a_cluster
 def test_both_engines_write_the_same_bytes(kit, run, cluster, many, tmp_path, capsys):
     (tmp_path / "many" / "b-12.tar").write_bytes(b"<html>404</html>" * 1000)  # no rows, and no arithmetic
     sources = (many, str(tmp_path / "many" / "b-12.tar"), f"pipe:cat {tmp_path}/gone.tar 2>/dev/null")
@@ -75,6 +78,7 @@ def test_both_engines_write_the_same_bytes(kit, run, cluster, many, tmp_path, ca
     assert run(*sources[:2], out=str(tmp_path / "ray"), engine="ray", workers=None, dtype="auto").new_parts == 0
 
 
+@on_a_cluster
 def test_a_node_lost_in_the_middle_costs_no_row_and_doubles_none(kit, run, cluster, many, tmp_path, monkeypatch):
     from ar_t2i.data.progress import Progress
 
@@ -113,6 +117,7 @@ def test_a_node_lost_in_the_middle_costs_no_row_and_doubles_none(kit, run, clust
     assert dataset(kit, tmp_path / "out") == dataset(kit, tmp_path / "local")
 
 
+@on_a_cluster
 def test_what_goes_wrong_on_a_node_is_one_line(kit, run, cluster, tmp_path, source, monkeypatch):
     from ar_t2i.data.manifest import TokenizedFolder
 
@@ -127,16 +132,26 @@ def test_what_goes_wrong_on_a_node_is_one_line(kit, run, cluster, tmp_path, sour
     assert "\n" not in str(caught.value)
 
 
-def test_a_shard_is_never_in_memory_as_a_whole(kit, cluster, tmp_path, vocabulary, monkeypatch):
+@on_a_cluster
+def test_a_shard_that_kills_every_worker_ends_the_run(kit, run, cluster, tmp_path, source, monkeypatch):
+    from ar_t2i.data import cluster as engine
+
+    monkeypatch.setattr(engine, "RETRIES", 1)
+    with pytest.raises(ValueError, match="^the cluster gave up: .*finished parts are kept") as caught:
+        run(source, "pipe:kill -9 $PPID; cat poison.tar", engine="ray", workers=2, encoders=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_is_never_in_memory_as_a_whole(kit, tmp_path, vocabulary, monkeypatch):
     import pickle
 
     import pyarrow as pa
-    import ray
 
     from ar_t2i.data import cluster as engine
     from ar_t2i.data.images import ImageLimits
     from ar_t2i.data.shards import expand_sources
 
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda references: references))
     decoded = []
     prepare = engine.Decoder._start
     monkeypatch.setattr(
@@ -145,13 +160,13 @@ def test_a_shard_is_never_in_memory_as_a_whole(kit, cluster, tmp_path, vocabular
     (shard,) = expand_sources([str(kit.write_tar(tmp_path / "t.tar", range(200)))])
     settings = engine._Settings(kit.SIZE, "center", ImageLimits(min_edge=2), 100, 16)
     task = pa.table({"shard": [7], "source": [pickle.dumps(shard)]})
-    chunks = engine._decode(task, [ray.put(vocabulary)], settings)
+    chunks = engine._decode(task, [vocabulary], settings)
     seen = []
     for number, chunk in enumerate(itertools.islice(chunks, 5)):
         assert chunk["number"].to_pylist() == [number] and chunk["samples"].to_pylist() == [16]
         assert len(decoded) <= 16 * (number + 1) + 8  # one list of files ahead
         seen.append(chunk)
-    again = list(itertools.islice(engine._decode(task, [ray.put(vocabulary)], settings), 5))
+    again = list(itertools.islice(engine._decode(task, [vocabulary], settings), 5))
     assert len(seen) == 5 and again == seen  # a task that is begun again gives the same
 
 
