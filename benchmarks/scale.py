@@ -175,12 +175,12 @@ def driver(shards: int, pictures: int) -> None:
         )
         vocabulary = Vocabulary.train([CAPTION, "another caption"])
         ray.init(address="local", log_to_driver=False)
-        before = time.process_time()
+        before, began = time.process_time(), time.monotonic()
         tokenize_shards(expand_sources([folder]), Reds(), vocabulary, config)  # type: ignore[arg-type]
-        took, blocks = time.process_time() - before, shards * pictures / 320
+        took, lasted, blocks = time.process_time() - before, time.monotonic() - began, shards * pictures / 320
         ray.shutdown()
-    print(f"\nRay driver: {took / blocks * 1000:.1f} ms of its process a block, {took / shards * 1000:.0f} ms a shard "
-          f"of {pictures / 320:.0f} blocks")  # fmt: skip
+    print(f"\nRay driver: {took:.1f} s of its process for {blocks:.0f} blocks of {shards} shards, "
+          f"{took / blocks * 1000:.1f} ms a block; the run took {lasted:.0f} s")  # fmt: skip
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ never come near the driver.
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -37,8 +38,9 @@ if TYPE_CHECKING:  # the workers that decode and write import this file, and nee
     from ar_t2i.image_tokenizer import ImageTokenizer
     from ar_t2i.vocabulary import Vocabulary
 
-BLOCK_BYTES = 64 * 2**20
-"""A block of pictures that travels to an actor: 340 of 256x256. A decoding task holds about three."""
+BLOCK_BYTES = 128 * 2**20
+"""A block of pictures that travels to an actor: 680 of 256x256. A decoding task holds about three; smaller ones would
+be more than the driver can hand on."""
 WRITES_AT_ONCE = 16
 """Parts that are written at the same time; the driver takes no more chunks while so many are at work."""
 RETRIES = 10
@@ -204,7 +206,8 @@ def _chunks(
     context.enable_progress_bars = context.print_on_execution_start = context.enable_auto_log_stats = False
     context.execution_options.preserve_order = False  # a slow shard holds up no other
     device = "cuda" if gpus else config.device
-    with DataContext.current(context):
+    with DataContext.current(context), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the number of retries is given in a way that goes with Ray 2.64
         items = [{"shard": number, "source": pickle.dumps(folder.shards[number])} for number in todo]
         encoded = (
             from_items(items, override_num_blocks=len(items))
