@@ -14,6 +14,7 @@ test: $(VENV)/installed-dev  ## lint, types, tests
 	$(BIN)/python -m pytest
 
 slow: $(VENV)/installed-dev  ## the long proofs
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	$(BIN)/python -m pytest -m slow
 
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -152,6 +152,21 @@ class Decoder:
         return self.pool.submit(prepare_many, files, *self.settings).result
 
 
+def batches(items: Iterable[Decoded], drop: Callable[[str, Reason], None], size: int) -> Iterator[list[Decoded]]:
+    """Good samples in batches of `size`, the last one shorter; `drop` takes key and reason of each of the others."""
+    batch = []
+    for item in items:
+        if item.reason is not None:
+            drop(item.key, item.reason)
+            continue
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 def _chunks(entries: Iterable[tuple[Decoded, bytes | None]]) -> Iterator[list[tuple[Decoded, bytes | None]]]:
     """Entries in lists of `CHUNK`; the end of a shard does not wait for the next one."""
     chunk, size = [], 0

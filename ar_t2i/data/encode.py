@@ -36,6 +36,7 @@ class Encoder:
         dtype: Arithmetic = "auto",
         used: Collection[str] = (),
         say: Callable[[str], None] = print,
+        settle: Callable[[str], str] = str,
     ):
         """Move the tokenizer to the device.
 
@@ -45,6 +46,7 @@ class Encoder:
             dtype: "auto" compares; the others are taken as they are.
             used: `arithmetic` of earlier runs that "auto" goes on with if it was on a like device.
             say: where the outcome of the comparison goes.
+            settle: gives the `arithmetic` that all processes of a run take, from the one that this one would choose.
 
         Raises:
             ValueError: a device that this machine has not.
@@ -56,7 +58,7 @@ class Encoder:
             self.dtype = "float32"
         elif dtype == "auto" and f"{self.device.type} bfloat16" in used:
             self.dtype = "bfloat16"
-        self.say = say
+        self.say, self.settle = say, settle
 
     @property
     def arithmetic(self) -> str:
@@ -72,7 +74,7 @@ class Encoder:
         pixels_BSS3 = torch.from_numpy(np.stack(pictures)).to(self.device)
         pixels_B3SS = pixels_BSS3.permute(0, 3, 1, 2).contiguous().float() / 255
         if self.dtype == "auto":
-            self.dtype = self._compare(pixels_B3SS[:COMPARED])
+            self.dtype = self._settled(self._compare(pixels_B3SS[:COMPARED]))
         codes_BT = self._encode(pixels_B3SS, self.dtype).cpu()
         expected, size = (len(pictures), self.image_tokenizer.num_codes), self.image_tokenizer.codebook_size
         if tuple(codes_BT.shape) != expected or codes_BT.min() < 0 or codes_BT.max() >= size:
@@ -86,6 +88,13 @@ class Encoder:
     def _encode(self, pixels_B3SS: Tensor, dtype: Arithmetic) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext():
             return self.image_tokenizer.encode(pixels_B3SS)
+
+    def _settled(self, chosen: Arithmetic) -> Arithmetic:
+        settled = self.settle(f"{self.device.type} {chosen}")
+        dtype: Arithmetic = "bfloat16" if settled.endswith("bfloat16") else "float32"
+        if dtype != chosen:
+            self.say(f"another process chose first: {dtype} it is")
+        return dtype
 
     def _compare(self, pixels_B3SS: Tensor) -> Arithmetic:
         exact_BT, fast_BT = (self._encode(pixels_B3SS, dtype) for dtype in ("float32", "bfloat16"))

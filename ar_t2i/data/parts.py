@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -102,6 +103,7 @@ class PartWriter:
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    record: PartRecord | None = None
     _waiting: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCHEMA.names})
     _file: pq.ParquetWriter | None = None
 
@@ -145,6 +147,45 @@ class PartWriter:
         self._waiting = {name: rows[ROWS_PER_GROUP:] for name, rows in self._waiting.items()}
         if group["__key__"]:  # the datasets library stumbles over a row group without rows, not over a file without
             self._file.write_table(pa.table(group, schema=SCHEMA))
+
+
+@contextmanager
+def new_part(
+    path: Path, record_path: Path, shard: str, source: str | None, checksum: Callable[[], str | None]
+) -> Iterator[PartWriter]:
+    """Write a part; it appears with its record when the block ends well, and leaves nothing when it does not.
+
+    Args:
+        path: of the parquet file.
+        record_path: of its record.
+        shard: name of the input shard.
+        source: fingerprint of the input shard.
+        checksum: called at the end for that of the input shard's contents.
+
+    Raises:
+        ValueError: the disk is full or fails.
+    """
+    writer = PartWriter(temporary_of(path))
+    try:
+        yield writer
+        sha256, size = writer.finish()
+        writer.record = PartRecord(
+            shard=shard, source=source, checksum=checksum(), sha256=sha256, bytes=size, kept=writer.kept,
+            dropped=dict(sorted(writer.dropped.items())), examples=writer.examples, arithmetic=writer.arithmetic,
+            arrow_bytes=arrow_bytes(writer.path),
+        )  # fmt: skip
+        writer.record.write(record_path)
+        publish(writer.path, path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; finished parts are kept") from error
+    finally:
+        writer.close()
+        writer.path.unlink(missing_ok=True)
+
+
+def temporary_of(path: Path) -> Path:
+    """Where a part lies while it is written."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def open_writer(path: Path) -> pq.ParquetWriter:

@@ -8,21 +8,20 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 import ar_t2i
 from ar_t2i.data.captions import MAX_CAPTION_CHARS
-from ar_t2i.data.decode import Decoded, Decoder
+from ar_t2i.data.decode import Decoder, batches
 from ar_t2i.data.encode import Arithmetic, Encoder
 from ar_t2i.data.images import CropRule, ImageLimits
 from ar_t2i.data.manifest import TokenizedFolder
-from ar_t2i.data.parts import PartWriter
 from ar_t2i.data.preview import draw_preview
 from ar_t2i.data.progress import Progress
 from ar_t2i.data.sample import UnreadableShard
@@ -63,6 +62,10 @@ class PreprocessConfig(ImageLimits):
     """Where the image tokenizer runs: auto, cuda, mps or cpu."""
     dtype: Arithmetic = "auto"
     """Arithmetic of the image tokenizer; auto takes bfloat16 where it is fast and gives 98% of the same codes."""
+    engine: Literal["local", "ray"] = "local"
+    """This machine, or the nodes of a Ray cluster (pip install 'ar_t2i[ray]'); --workers is then for all nodes."""
+    encoders: int | None = None
+    """With --engine ray: processes that encode (default: one a GPU, or where there is none one a core)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -72,8 +75,17 @@ class PreprocessConfig(ImageLimits):
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers}: expected 0 or more")
+        if self.engine == "ray" and self.workers == 0:
+            raise ValueError("workers=0: the cluster needs at least 1 with engine=ray")
+        if self.encoders is not None and (self.encoders < 1 or self.engine != "ray"):
+            raise ValueError(f"encoders={self.encoders}: expected at least 1, and engine=ray")
         if not re.fullmatch(r"\w+(\.\w+)*", self.split, re.ASCII):
             raise ValueError(f"split={self.split!r}: expected letters, digits and underscores, as in validation")
+
+    @property
+    def limits(self) -> ImageLimits:
+        """The limits alone."""
+        return ImageLimits(max_pixels=self.max_pixels, min_edge=self.min_edge, max_aspect=self.max_aspect)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,28 +136,12 @@ def tokenize_shards(
     facts = _facts(image_tokenizer, vocabulary, config)
     folder = TokenizedFolder(config.out, config.split, shards, facts, _versions())
     mine = range(rank, len(shards), world)
-    unreadable: dict[int, UnreadableShard] = {}
     with folder.claim(rank, world):
         todo = dict(folder.unfinished(mine))
-        with Progress(len(todo), shown=rank == 0) as progress, _decoder(image_tokenizer, config) as decode:
-            encode = Encoder(image_tokenizer, _device(config), config.dtype, folder.arithmetics(), progress.say)
+        with Progress(len(todo), shown=rank == 0) as progress:
             progress.say(_plan(folder, todo, len(mine)))
-            if rank == 0:
-                _show_rows(folder, image_tokenizer, encode.device)
-            for number, samples in decode((number, iterate_samples(shards[number])) for number in todo):
-                try:
-                    with folder.part(number) as part:
-                        for batch in _batches(progress.watch(samples), part, config.batch_size):
-                            captions = [item.caption for item in batch]
-                            codes = encode([item.picture for item in batch if item.picture is not None])
-                            ids = vocabulary.encode_captions(captions)
-                            part.add([item.key for item in batch], captions, codes, ids)
-                        part.arithmetic = encode.arithmetic
-                    progress.finish(folder.path(number).stem, folder.records[number])
-                    if rank == 0:
-                        _show_rows(folder, image_tokenizer, encode.device)
-                except UnreadableShard as error:
-                    unreadable[number] = error
+            work = _tokenize_on_cluster if config.engine == "ray" else _tokenize_here
+            unreadable = work(folder, list(todo), image_tokenizer, vocabulary, config, progress)
     report = _report(folder, mine, todo.keys() - unreadable.keys(), progress.per_second)
     progress.say(str(report))
     if unreadable:
@@ -156,6 +152,47 @@ def tokenize_shards(
     return report
 
 
+def _tokenize_here(
+    folder: TokenizedFolder, todo: Sequence[int], image_tokenizer: ImageTokenizer, vocabulary: Vocabulary,
+    config: PreprocessConfig, progress: Progress,
+) -> dict[int, UnreadableShard]:  # fmt: skip
+    """Write the parts `todo`; returns the shards that could not be read."""
+    unreadable: dict[int, UnreadableShard] = {}
+    used = folder.arithmetics()
+    encode = Encoder(image_tokenizer, _device(config), config.dtype, used, progress.say, folder.settle)
+    with _decoder(image_tokenizer, config) as decode:
+        if progress.shown:
+            _show_rows(folder, image_tokenizer, encode.device)
+        for number, samples in decode((number, iterate_samples(folder.shards[number])) for number in todo):
+            try:
+                with folder.part(number) as part:
+                    for batch in batches(progress.watch(samples), part.drop, config.batch_size):
+                        captions = [item.caption for item in batch]
+                        codes = encode([item.picture for item in batch if item.picture is not None])
+                        ids = vocabulary.encode_captions(captions)
+                        part.add([item.key for item in batch], captions, codes, ids)
+                        part.arithmetic = encode.arithmetic
+                progress.finish(folder.path(number).stem, folder.records[number])
+                if progress.shown:
+                    _show_rows(folder, image_tokenizer, encode.device)
+            except UnreadableShard as error:
+                unreadable[number] = error
+    return unreadable
+
+
+def _tokenize_on_cluster(
+    folder: TokenizedFolder, todo: Sequence[int], image_tokenizer: ImageTokenizer, vocabulary: Vocabulary,
+    config: PreprocessConfig, progress: Progress,
+) -> dict[int, UnreadableShard]:  # fmt: skip
+    """The same on the nodes of a Ray cluster."""
+    from ar_t2i.data.cluster import tokenize_on_cluster
+
+    unreadable = tokenize_on_cluster(folder, todo, image_tokenizer, vocabulary, config, progress)
+    if progress.shown:
+        _show_rows(folder, image_tokenizer, torch.device("cpu"))  # the cluster's GPUs are elsewhere
+    return unreadable
+
+
 def _show_rows(folder: TokenizedFolder, image_tokenizer: ImageTokenizer, device: torch.device) -> None:
     """Draw some rows for the card as soon as there are any."""
     full = (folder.path(number) for number, record in sorted(folder.records.items()) if record.kept)
@@ -164,26 +201,10 @@ def _show_rows(folder: TokenizedFolder, image_tokenizer: ImageTokenizer, device:
         folder.show(draw_preview(path, image_tokenizer, device))
 
 
-def _batches(items: Iterable[Decoded], part: PartWriter, size: int) -> Iterator[list[Decoded]]:
-    """Good samples in batches; the others are counted in the part."""
-    batch = []
-    for item in items:
-        if item.reason is not None:
-            part.drop(item.key, item.reason)
-            continue
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def _decoder(image_tokenizer: ImageTokenizer, config: PreprocessConfig) -> Decoder:
     cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     workers = max(cores - 1, 1) if config.workers is None else config.workers
-    limits = ImageLimits(max_pixels=config.max_pixels, min_edge=config.min_edge, max_aspect=config.max_aspect)
-    return Decoder(workers, image_tokenizer.image_size, config.crop, limits, config.max_caption_chars)
+    return Decoder(workers, image_tokenizer.image_size, config.crop, config.limits, config.max_caption_chars)
 
 
 def _device(config: PreprocessConfig) -> str:

@@ -44,13 +44,17 @@ class Progress:
         """The samples of one shard, counted as they go by."""
         for item in items:
             yield item
-            self.seen += 1
-            behind = self.finished + item.done
-            if self.bar is not None:
-                self.bar.total = round(self.seen * self.shards / behind) if behind else None
-                self.bar.update()
-            elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-                self._line(f"{self.seen:,} pictures", behind)
+            self.advance(1, item.done)
+
+    def advance(self, samples: int, begun: float) -> None:
+        """Count samples; `begun` is the part that lies behind of the shards that are not finished, added up."""
+        self.seen += samples
+        behind = self.finished + begun
+        if self.bar is not None:
+            self.bar.total = round(self.seen * self.shards / behind) if behind else None
+            self.bar.update(samples)
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self._line(f"{self.seen:,} pictures", behind)
 
     def finish(self, name: str, record: PartRecord) -> None:
         """A shard is done."""

@@ -167,3 +167,79 @@ def test_two_runs_at_once_are_refused(run, tmp_path, source, vocabulary):
     with folder.claim(0, 1), pytest.raises(ValueError, match="another run writes the split 'train'"):
         run()
     run()
+
+
+@pytest.fixture
+def folder_of(run, tmp_path, source):
+    """The folder of a finished run as another process sees it."""
+    from ar_t2i.data.manifest import TokenizedFolder
+
+    def folder_of(*sources, out="out"):
+        facts = json.loads((tmp_path / out / "manifest.json").read_text())
+        return TokenizedFolder(tmp_path / out, "train", expand_sources(sources or [source]), facts, facts["versions"])
+
+    run()
+    return folder_of
+
+
+def test_a_run_of_another_number_of_processes_is_refused(folder_of, run, monkeypatch):
+    refused = 0
+    with folder_of().claim(1, 3):
+        for rank, world, fits in ((0, 1, False), (0, 2, False), (1, 2, False), (1, 3, False), (0, 3, True)):
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("WORLD_SIZE", str(world))
+            if fits:
+                assert run().parts == 2
+                continue
+            with pytest.raises(ValueError, match="another run writes the split 'train'"):
+                run()
+            refused += 1
+    assert refused == 4
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run().parts == 2
+
+
+def test_parts_are_not_renamed_under_a_process_at_work(kit, folder_of, run, tmp_path, source, monkeypatch):
+    kit.write_tar(tmp_path / "in" / "Z.tar", range(5))  # sorts first, so every part would get another number
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with folder_of().claim(1, 3):
+        before = kit.files_of(tmp_path / "out" / "data")
+        with pytest.raises(ValueError, match="another run writes the split 'train'"):
+            run(source, str(tmp_path / "in" / "Z.tar"))
+        assert kit.files_of(tmp_path / "out" / "data") == before
+
+
+def test_a_process_reads_the_records_of_its_own_parts(folder_of):
+    folder = folder_of()
+    with folder.claim(1, 3):
+        assert set(folder.records) == {1} and not list(folder.unfinished([1]))
+    (folder.out / "manifest" / ".train.layout").write_text("of other sources")
+    folder = folder_of()
+    with folder.claim(1, 3):
+        assert set(folder.records) == {0, 1, 2, 3}  # all are looked at once before any is trusted to its name
+
+
+def test_all_processes_take_the_arithmetic_that_the_first_chose(folder_of):
+    first, second = folder_of(), folder_of()
+    with first.claim(0, 2), second.claim(1, 2):
+        assert first.settle("cuda bfloat16") == "cuda bfloat16"
+        assert second.settle("cuda float32") == "cuda bfloat16"
+        assert second.settle("mps float32") == "mps float32" == first.settle("mps bfloat16")
+        assert first.arithmetics() == second.arithmetics() == {"cpu float32", "cuda bfloat16", "mps float32"}
+
+
+def test_the_card_is_written_for_those_who_come_meanwhile(folder_of, monkeypatch):
+    from ar_t2i.data import manifest
+
+    folder, written = folder_of(), []
+
+    def write_card(out):
+        written.append(out)
+        if len(written) == 1:
+            folder._update_card()  # another process comes while this one writes: it returns at once
+
+    monkeypatch.setattr(manifest, "write_card", write_card)
+    folder._update_card()
+    assert len(written) == 2

@@ -3,10 +3,12 @@
 import itertools
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -90,6 +92,71 @@ def test_a_killed_worker_is_told(kit, source):
         with pytest.raises(ValueError, match="a decoding worker was killed.* between 000"):
             for _, decoded in decode([(0, samples())]):
                 list(decoded)
+
+
+@pytest.fixture
+def start_rank(run, monkeypatch):
+    """Fork a process that preprocesses as one of several; all are gone at the end."""
+    started = []
+
+    def start_rank(rank, world, *sources):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons to those who fork with threads
+            pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+            try:
+                run(*sources)
+            finally:
+                os._exit(0 if sys.exc_info()[0] is None else 1)
+        started.append(pid)
+        return pid
+
+    yield start_rank
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def test_a_rank_that_dies_delays_nobody(kit, run, start_rank, tmp_path, source, monkeypatch):
+    for shard in (4, 5):
+        kit.write_tar(tmp_path / "in" / f"a-{shard}.tar", range(shard * 30, shard * 30 + 30))
+    slow = tmp_path / "in" / "a-4.tar"
+    plain = [str(tmp_path / "in" / "a-{0..3}.tar"), str(tmp_path / "in" / "a-5.tar")]
+    halting = f"pipe:head -c 20000 {slow}; sleep 300; tail -c +20001 {slow}"  # rank 1 of 3 hangs in its second shard
+    sources = [*plain, f"pipe:cat {slow}"]
+    run(*sources, out=str(tmp_path / "whole"))
+    ranks = [start_rank(rank, 3, *plain, halting) for rank in range(3)]
+    assert [os.waitpid(ranks[rank], 0)[1] for rank in (0, 2)] == [0, 0]
+    data = tmp_path / "out" / "data"
+    wait_for(lambda: len(list(data.glob("*.parquet"))) == 5)
+    with pytest.raises(ValueError, match="another run writes"):
+        run(*sources)
+    os.kill(ranks[1], signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(ranks[1], 0)[1]) == signal.SIGKILL
+    (data / ".train-00004-of-00006.parquet.tmp").write_bytes(b"half")  # with more rows there would be one
+    reruns = 0
+    for world in (1, 2, 3, 4):
+        shutil.copytree(tmp_path / "out", tmp_path / f"again-{world}")
+        before = kit.stamps_of(tmp_path / f"again-{world}")
+        new = 0
+        for rank in range(world):
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("WORLD_SIZE", str(world))
+            new += run(*sources, out=str(tmp_path / f"again-{world}")).new_parts
+        after = kit.stamps_of(tmp_path / f"again-{world}")
+        assert new == 1 and before.keys() - after.keys() == {".train-00004-of-00006.parquet.tmp"}
+        assert {name for name in after if after[name] != before.get(name)} == {"train-00004-of-00006.parquet"}
+        for kind in ("data", "manifest"):
+            found, whole = (kit.files_of(tmp_path / name / kind) for name in (f"again-{world}", "whole"))
+            assert {name: found[name] for name in found if name[0] != "."} == {
+                name: whole[name] for name in whole if name[0] != "."
+            }
+        reruns += 1
+    assert reruns == 4
 
 
 COMMAND = "import sys; from ar_t2i.cli import main; sys.exit(main(sys.argv[1:]))"

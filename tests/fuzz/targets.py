@@ -41,8 +41,9 @@ from ar_t2i.sampling.logits import SamplingConfig
 from ar_t2i.sampling.network import Qwen3
 from ar_t2i.slots import SlotConfig, SlotTokenizer
 from ar_t2i.titok.config import TiTokConfig, ViTSize, VQGANConfig, published_config
-from ar_t2i.training.checkpoint import load_states, read_checkpoint, save_states
+from ar_t2i.training.checkpoint import damage, load_states, read_checkpoint, save_states
 from ar_t2i.training.decoder import TrainConfig
+from ar_t2i.training.watch import Guard
 from ar_t2i.untrusted import parse_json, printable, read_tensors, stored_shapes
 from ar_t2i.vocabulary import Vocabulary, _Stored
 from ar_t2i.words import read_words
