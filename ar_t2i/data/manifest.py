@@ -86,8 +86,11 @@ class TokenizedFolder:
             self._update_card()
             try:
                 yield
-            finally:
-                self._update_card()
+            except BaseException:
+                with suppress(ValueError):  # what went wrong before is what counts
+                    self._update_card()
+                raise
+            self._update_card()
 
     def unfinished(self, numbers: Iterable[int]) -> Iterator[tuple[int, str]]:
         """Those of `numbers` that are still to do, each with the reason, after a check of the files."""
@@ -144,7 +147,10 @@ class TokenizedFolder:
 
     def show(self, preview: bytes) -> None:
         """Keep a picture of some rows, and bring the card up to date."""
-        write_atomically(self.preview, preview)
+        try:
+            write_atomically(self.preview, preview)
+        except OSError as error:
+            raise ValueError(f"cannot write {self.preview}: {error.strerror}; finished parts are kept") from error
         self._update_card()
 
     def path(self, number: int) -> Path:
@@ -178,15 +184,19 @@ class TokenizedFolder:
     def _update_card(self) -> None:
         """Whoever holds the card's lock also writes for those who come meanwhile: they leave a mark and go on."""
         wanted = self.out / "manifest" / ".card.wanted"
-        wanted.touch()
-        while wanted.exists():
-            try:
+        try:
+            wanted.touch()
+            while wanted.exists():
                 with FileLock(self.out / "manifest" / ".card.lock", timeout=0):
                     with suppress(FileNotFoundError):
                         os.remove(wanted)
                     write_card(self.out)
-            except Timeout:
-                return
+        except Timeout:
+            return
+        except OSError as error:
+            raise ValueError(
+                f"cannot write the card of {self.out}: {error.strerror or error}; finished parts are kept"
+            ) from error
 
     def _same_source(self, number: int, record: PartRecord) -> bool:
         shard = self.shards[number]
