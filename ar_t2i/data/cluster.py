@@ -14,7 +14,7 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +197,7 @@ class _Settings:
 def _chunks(
     ray: Any, folder: "TokenizedFolder", todo: Sequence[int], models: tuple, settings: _Settings,
     config: "PreprocessConfig", gpus: float, encoders: int, dtype: "Arithmetic",
-) -> Iterator[Chunk]:  # fmt: skip
+) -> Generator[Chunk, None, None]:  # fmt: skip
     """The encoded chunks of all shards as they come."""
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy, from_items
 
