@@ -197,7 +197,7 @@ class _Settings:
 def _chunks(
     ray: Any, folder: "TokenizedFolder", todo: Sequence[int], models: tuple, settings: _Settings,
     config: "PreprocessConfig", gpus: float, encoders: int, dtype: "Arithmetic",
-) -> Generator[Chunk]:  # fmt: skip
+) -> Generator[Chunk, None, None]:  # fmt: skip
     """The encoded chunks of all shards as they come."""
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy, from_items
 
