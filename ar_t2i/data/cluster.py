@@ -199,7 +199,7 @@ def _chunks(
     config: "PreprocessConfig", gpus: float, encoders: int, dtype: "Arithmetic",
 ) -> Generator[Chunk, None, None]:  # fmt: skip
     """The encoded chunks of all shards as they come."""
-    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy, from_items
+    from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy, from_items  # pyright: ignore
 
     context = DataContext.get_current().copy()
     context.target_max_block_size = BLOCK_BYTES
@@ -231,7 +231,7 @@ def _chunks(
 
 def _decode(task: pa.Table, vocabulary: list, settings: _Settings) -> Iterator[pa.Table]:
     """The chunks of one shard; a generator, so that pictures wait in blocks of bounded size."""
-    import ray
+    import ray  # pyright: ignore
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
     (row,) = task.to_pylist()
@@ -271,7 +271,7 @@ class _Encode:
     """An actor: an image tokenizer on its device, codes in place of pixels."""
 
     def __init__(self, image_tokenizer: list, device: str, dtype: "Arithmetic"):
-        import ray
+        import ray  # pyright: ignore
 
         from ar_t2i.data.encode import Encoder
 
@@ -399,8 +399,8 @@ def _import_ray() -> Any:
         ValueError: it is not installed.
     """
     try:
-        import ray
-        import ray.data  # noqa: F401
+        import ray  # pyright: ignore
+        import ray.data  # noqa: F401  # pyright: ignore
     except ImportError as error:
         raise ValueError(f"engine=ray needs Ray ({error}): pip install 'ar_t2i[ray]'") from error
     return ray
