@@ -49,10 +49,10 @@ class Parallel:
         kept = {id(parameter) for parameter in task.no_decay}
         no_decay = {name for name, parameter in task.trained.named_parameters() if id(parameter) in kept}
         self.ema = Ema(task.trained, optim.ema_decay) if optim.ema_decay else None
-        self.plain = copy.deepcopy(task.trained).requires_grad_(False).eval() if self.sharded else task.trained
         if self.sharded or self.partitioned:
             _check_strategy("FSDP" if self.sharded else "DeepSpeed", task, optim, compile)
         if self.sharded:
+            self.plain = self.ema.module if self.ema else copy.deepcopy(task.trained).requires_grad_(False).eval()
             self.module = _shard(task, accelerator)
             if self.ema:
                 self.ema.follow(task.trained)

@@ -124,7 +124,8 @@ class Watch:
         """
         kept = f"the checkpoint of step {step} is written: go on with --resume auto"
         if self.error is not None:
-            raise ValueError(f"{self.error}; {kept}") from self.error
+            told = str(self.error).strip().splitlines()[-1:] or [type(self.error).__name__]  # not a worker's traceback
+            raise ValueError(f"{told[0]}; {kept}") from self.error
         if self.signal:
             self.accelerator.print(f"stopped by {signal.Signals(self.signal).name}; {kept}", flush=True)
             raise Interrupted(128 + self.signal)

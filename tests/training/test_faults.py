@@ -267,6 +267,18 @@ def test_a_run_that_diverges_keeps_its_last_good_state(train_run, tmp_path):
 # ---- data, services, clock
 
 
+def test_a_worker_of_the_data_that_fails_is_told_in_one_line(train_run, monkeypatch):
+    from ar_t2i.data.dataset import TokenizedDataset
+
+    def broken(self, index, epoch=0):
+        raise ValueError("row 5 cannot be read")
+
+    monkeypatch.setattr(TokenizedDataset, "sequence", broken)
+    with pytest.raises(ValueError, match="row 5 cannot be read; the checkpoint of step 0 is written") as error:
+        train_run(data={"workers": 1})
+    assert "Traceback" not in str(error.value)
+
+
 @pytest.mark.parametrize("how", ["damaged", "gone"])
 def test_a_shard_that_fails_in_the_middle_is_named_and_nothing_is_lost(train_run, tokenized, tmp_path, how):
     folder = tmp_path / "tokens" / "data"
