@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ar_t2i.data.dataset import TokenizedDataset
 from ar_t2i.data.streamed import StreamedDataset
+from ar_t2i.data.workers import ignore_signals
 
 IGNORED = -100
 """The label of a position without target, as in transformers."""
@@ -89,8 +90,19 @@ class BatchStream(torch.utils.data.Dataset):
         size = self.steps_per_pool * self.accumulation
         first, inside = divmod(start, size)
         pools = range(first, -(-stop // size))
-        loader = torch.utils.data.DataLoader(self, batch_size=None, sampler=pools, num_workers=workers)
-        return islice((batch for pool in loader for batch in pool), inside, inside + stop - start)
+        loader = torch.utils.data.DataLoader(
+            self, batch_size=None, sampler=pools, num_workers=workers, collate_fn=_as_arrays,
+            worker_init_fn=ignore_signals,
+        )  # fmt: skip
+        batches = (
+            {name: torch.from_numpy(array) for name, array in batch.items()} for pool in loader for batch in pool
+        )
+        return islice(batches, inside, inside + stop - start)
+
+
+def _as_arrays(pool: Sequence[Batch]) -> list[dict[str, np.ndarray]]:
+    """What a worker sends: each tensor would take an open file of both processes."""
+    return [{name: tensor.numpy() for name, tensor in batch.items()} for batch in pool]
 
 
 def collate(sequences: Sequence[np.ndarray], pad_id: int) -> Batch:

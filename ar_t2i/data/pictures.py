@@ -17,6 +17,7 @@ from ar_t2i.data import scenes
 from ar_t2i.data.images import prepare
 from ar_t2i.data.sample import UnreadableShard
 from ar_t2i.data.shards import Shard, expand_sources, iterate_samples
+from ar_t2i.data.workers import ignore_signals
 
 SCENES = ("scenes",)
 """The data that stands for the embedded scenes, drawn afresh for every batch."""
@@ -116,7 +117,10 @@ class PictureStream(IterableDataset):
 
 def picture_batches(stream: PictureStream, workers: int) -> Iterator[PictureBatch]:
     """The stream's batches, made ready by `workers` processes, 0 for none."""
-    return iter(DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None))
+    ahead = 8 if workers else None
+    return iter(
+        DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=ahead, worker_init_fn=ignore_signals)
+    )
 
 
 def read_pictures(stream: PictureStream, stop: int, workers: int, segment: int) -> Iterator[PictureBatch]:

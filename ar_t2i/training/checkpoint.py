@@ -71,7 +71,8 @@ def save_checkpoint(
 
     try:
         path = replace_directory(folder / f"step-{checkpoint.step:06d}", write)
-        for old in list_checkpoints(folder)[:-keep]:
+        done = [old for old in list_checkpoints(folder) if int(old.name[5:]) <= checkpoint.step]
+        for old in done[:-keep]:
             shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -106,6 +107,8 @@ def find_checkpoint(output: Path, resume: str, say: Callable[[str], None] = prin
     if not resume:
         return None
     path = resolve_checkpoint(resume)
+    if own and path.resolve() not in [old.resolve() for old in own]:
+        raise ValueError(f"output={str(output)!r} holds another run's checkpoints: give another output")
     if path.resolve() in [old.resolve() for old in own[:-1]]:
         raise ValueError(f"{path} has a newer one beside it, {own[-1].name}: delete that, or give another output")
     if problem := damage(path):

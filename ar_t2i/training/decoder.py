@@ -35,7 +35,7 @@ from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.decoder import check_length
 from ar_t2i.sequence import sequence_length
 from ar_t2i.training.card import run_card
-from ar_t2i.training.checkpoint import list_checkpoints, read_checkpoint
+from ar_t2i.training.checkpoint import read_checkpoint
 from ar_t2i.training.folder import choose_checkpoint, claimed
 from ar_t2i.training.loop import LoopConfig, make_accelerator, train
 from ar_t2i.training.optim import OptimConfig
@@ -262,9 +262,11 @@ class DecoderTask:
         bundle = Bundle(trained.eval(), self.vocabulary, self.image_tokenizer, samples.sampling)  # type: ignore[arg-type]
         self.image_tokenizer.to(next(trained.parameters()).device)
         mine = range(accelerator.process_index, len(samples.prompts), accelerator.num_processes)
-        draw_samples(TextToImagePipeline(bundle), samples, self.output / "samples" / f"step-{step:06d}", mine)
-        trained.train(was_training)
-        accelerator.wait_for_everyone()
+        try:
+            draw_samples(TextToImagePipeline(bundle), samples, self.output / "samples" / f"step-{step:06d}", mine)
+        finally:  # whatever fails here, the others wait
+            accelerator.wait_for_everyone()
+            trained.train(was_training)
         if accelerator.is_main_process:
             write_table(self.output, samples.prompts)
 
@@ -286,9 +288,9 @@ class DecoderTask:
         parts = model, self.vocabulary, self.image_tokenizer, samples, card
         bundle = save_bundle(self.output / "bundle", *parts, words=self.words, pictures=pictures)
         every, last = self.config.hub.every, self.config.loop.steps
-        checkpoints = list_checkpoints(self.output / "checkpoints")
-        if self.publisher and every and step % every == 0 and step < last and checkpoints:
-            self.publisher.offer(bundle, checkpoints[-1])
+        checkpoint = self.output / "checkpoints" / f"step-{step:06d}"
+        if self.publisher and every and step % every == 0 and step < last and checkpoint.exists():
+            self.publisher.offer(bundle, checkpoint)
 
 
 def _make_model(config: TrainConfig, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer) -> "PreTrainedModel":

@@ -22,13 +22,22 @@ def choose_checkpoint(output: Path, resume: str, accelerator: Accelerator) -> Pa
     if accelerator.is_main_process:
         try:
             found[1] = str(find_checkpoint(output, resume, accelerator.print) or "")
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             found[0] = str(error)
     if accelerator.num_processes > 1:
         broadcast_object_list(found)
     if found[0]:
         raise ValueError(found[0])
     return Path(found[1]) if found[1] else None
+
+
+def _hear(problem: str, accelerator: Accelerator) -> None:
+    """Raise ValueError in all processes where the main one has a problem."""
+    told = [problem]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(told)
+    if told[0]:
+        raise ValueError(told[0])
 
 
 @contextmanager
@@ -41,7 +50,7 @@ def claimed(output: Path, config: str, accelerator: Accelerator) -> Iterator[Non
         ValueError: another run is at work there, or the folder cannot be written.
     """
     if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
+        _hear("", accelerator)
         yield
         return
     lock = FileLock(output / ".lock", timeout=0)
@@ -51,12 +60,13 @@ def claimed(output: Path, config: str, accelerator: Accelerator) -> Iterator[Non
         for left in (*output.glob(".*-*"), *output.glob("checkpoints/.*-*")):  # half folders of a run that was killed
             shutil.rmtree(left)
         (output / "config.yaml").write_text(config, encoding="utf-8")
-    except Timeout as error:
-        raise ValueError(f"another run is at work in output={str(output)!r}: wait for its end") from error
+        problem = ""
+    except Timeout:
+        problem = f"another run is at work in output={str(output)!r}: wait for its end"
     except OSError as error:
-        raise ValueError(f"cannot write output={str(output)!r}: {error.strerror}; give another folder") from error
-    accelerator.wait_for_everyone()
+        problem = f"cannot write output={str(output)!r}: {error.strerror}; give another folder"
     try:
+        _hear(problem, accelerator)
         yield
     finally:
         lock.release()

@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import parse_flag_from_env
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -22,7 +21,7 @@ from ar_t2i.training.optim import OptimConfig, lr_at
 from ar_t2i.training.parallel import Parallel, backward, unsynced, wants_deepspeed, wants_fsdp
 from ar_t2i.training.task import Batch, Sums, Task
 from ar_t2i.training.trackers import Metrics, check_trackers
-from ar_t2i.training.watch import Guard, Watch
+from ar_t2i.training.watch import Guard, Watch, attempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,13 +186,14 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
         ValueError: a tracker that accelerate does not know or that is not installed, or a strategy other than DDP.
     """
     check_trackers(config.trackers)
+    wanted = {"ACCELERATE_USE_FSDP": wants_fsdp(), "ACCELERATE_USE_DEEPSPEED": wants_deepspeed()}
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"  # `Parallel` does both; accelerate would only do so on GPUs
     # One process encodes the captions while the others wait for it, longer than the ten minutes that is the default.
     # Without cpu=True accelerate takes each of several processes without an accelerator for the only one.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     device = PartialState(cpu=cpu, timeout=timedelta(hours=6)).device or torch.device("cpu")
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
-    wanted = {"ACCELERATE_USE_FSDP": wants_fsdp(), "ACCELERATE_USE_DEEPSPEED": wants_deepspeed()}
-    os.environ.update(dict.fromkeys(wanted, "false"))  # `Parallel` does it; accelerate would only do so on GPUs
+    os.environ.update(dict.fromkeys(wanted, "false"))
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no", log_with=list(config.trackers) or None, project_dir=str(output)
     )
@@ -218,15 +218,13 @@ def _save(
 ) -> None:
     """Write a checkpoint; one that is not `required` may fail: the next one may find room on the disk."""
     task, saved = parallel.task, parallel.saved()
-    if not parallel.accelerator.is_main_process:
-        return
-    try:
-        state = Checkpoint(step, task.facts, guard.state())
-        save_checkpoint(output / "checkpoints", state, saved, config.keep_checkpoints, task.companions)
-    except ValueError as error:
-        if required:
-            raise
-        metrics.say(f"{error}; training goes on")
+
+    def write() -> None:
+        if parallel.accelerator.is_main_process:
+            state = Checkpoint(step, task.facts, guard.state())
+            save_checkpoint(output / "checkpoints", state, saved, config.keep_checkpoints, task.companions)
+
+    attempt(write, parallel.accelerator, metrics.say, required)
 
 
 def _show(task: Task, parallel: Parallel, step: int, config: LoopConfig, metrics: Metrics) -> None:
@@ -239,15 +237,14 @@ def _show(task: Task, parallel: Parallel, step: int, config: LoopConfig, metrics
         if measures and (found := task.evaluate(averaged, parallel.accelerator)):
             metrics.log(step, found)
             metrics.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
-        try:
+
+        def write() -> None:  # where the disk is full, what was written last is still there
             if task.draws(step):
                 task.draw(averaged, step, parallel.accelerator)
             if exports and parallel.accelerator.is_main_process:
                 task.export(averaged, step)
-        except (OSError, SafetensorError) as error:  # a disk that is full: what was written last is still there
-            if step == config.steps:
-                raise ValueError(f"cannot write to {task.output}: {error}; go on with --resume auto") from error
-            metrics.say(f"cannot write to {task.output}: {error}; training goes on")
+
+        attempt(write, parallel.accelerator, metrics.say, step == config.steps)
 
 
 def _due(step: int, every: int, last: int) -> bool:

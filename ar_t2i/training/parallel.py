@@ -61,6 +61,8 @@ class Parallel:
             optimizer = make_optimizer(task.trained, optim, no_decay)
             self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             self.module, self.optimizer = _partition(task, optimizer, optim.clip_norm, accelerator)
+            if self.ema:
+                self.ema.module.to(accelerator.device)
         else:
             module = torch.compile(task.module, dynamic=True) if compile else task.module
             optimizer = make_optimizer(task.trained, optim, no_decay)
@@ -238,11 +240,10 @@ def _shard(task: Task, accelerator: Accelerator) -> nn.Module:
     """Cut up each layer, and what is left, over all processes."""
     task.module.to(accelerator.device)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    half = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
     offload = parse_flag_from_env("FSDP_OFFLOAD_PARAMS")
     options: dict[str, Any] = {
         "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None),
+        "mp_policy": MixedPrecisionPolicy(),  # autocast chooses, as with DDP
         "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
     }
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"

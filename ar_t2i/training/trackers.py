@@ -96,6 +96,7 @@ class _Trackers:
             self.queue.put(None, timeout=PATIENCE)
         self.thread.join(PATIENCE)
         if self.thread.is_alive():
+            self.accelerator.trackers = []  # so that nobody else waits for them
             self.say(f"the trackers did not end in {PATIENCE:.0f} s: what they lack stands in metrics.jsonl")
 
     def _work(self) -> None:

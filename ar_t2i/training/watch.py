@@ -3,7 +3,7 @@
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from types import FrameType
@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 
+from ar_t2i.data.workers import STOPPING
 from ar_t2i.training.task import Batch
 
 SETTLED = 50
@@ -20,8 +21,6 @@ MOST_SKIPPED = 20
 """Steps in a row that may be skipped."""
 _MEMORY = 0.98
 """Decay of the running mean of gradient norms."""
-STOPPING = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that ask for a checkpoint and an end: what schedulers send before they take the machine away."""
 
 
 class Interrupted(SystemExit):
@@ -54,6 +53,8 @@ class Guard:
             self.taken, self.in_a_row = self.taken + 1, 0
             return True
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if math.isfinite(norm):  # where gradients stay large, that is the new measure in the end
+            self.mean = _MEMORY * self.mean + (1 - _MEMORY) * norm
         if self.in_a_row > MOST_SKIPPED:
             raise ValueError(
                 f"{self.in_a_row} steps in a row had a loss of {loss:g} and a gradient norm of {norm:g}, against "
@@ -72,6 +73,26 @@ class Guard:
             raise ValueError(f"the checkpoint tells {state!r:.200} of its steps, expected {', '.join(known)}")
         for name, value in state.items():
             setattr(self, name, value)
+
+
+def attempt(work: Callable[[], None], accelerator: Accelerator, say: Callable[[str], None], required: bool) -> None:
+    """Write something that may fail, in all processes at once: they go on together, or end together.
+
+    Raises:
+        ValueError: it failed in this process or another one, and is `required`.
+    """
+    problem = None
+    try:
+        work()
+    except Exception as error:  # the libraries that write have errors of many kinds
+        problem = error
+    failed = torch.tensor(int(problem is not None), device=accelerator.device)
+    anywhere = bool(accelerator.reduce(failed, "sum"))
+    if anywhere and required:
+        told = " ".join(str(problem).split()) if problem else "another process could not write"
+        raise ValueError(f"{told}; when that is mended, go on with --resume auto") from problem
+    if problem is not None:
+        say(f"{' '.join(str(problem).split())}; training goes on")
 
 
 class Watch:
@@ -123,7 +144,7 @@ class Watch:
             ValueError: data could not be read, here or in another process.
         """
         kept = f"the checkpoint of step {step} is written: go on with --resume auto"
-        if self.error is not None:
+        if self.error is not None and not self.signal:
             told = str(self.error).strip().splitlines()[-1:] or [type(self.error).__name__]  # not a worker's traceback
             raise ValueError(f"{told[0]}; {kept}") from self.error
         if self.signal:

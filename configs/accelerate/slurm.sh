@@ -17,7 +17,7 @@ export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=29500
 # export ACCELERATE_USE_FSDP=true FSDP_VERSION=2    # instead of DDP
 
-srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS \
+srun --kill-on-bad-exit=1 bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS \
   LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE python train.py --config configs/cc3m.yaml --resume auto'
 code=$?
 if [ $code -eq 138 ] || [ $code -eq 143 ]; then

@@ -47,7 +47,7 @@ def run_yaml(run_options, tmp_path) -> Path:
 
 def begin(line: list[str]) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(line, env=tools.environment(), text=True, **pipes)
+    return subprocess.Popen(line, env=tools.environment(), text=True, start_new_session=True, **pipes)
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -170,12 +170,13 @@ def test_a_folder_that_may_not_be_written_is_told(as_nobody):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_says_so(run_yaml, train_run, tmp_path, number, code):
-    options = ("loop.checkpoint_every=1000", "loop.steps=200", f"output={tmp_path / 'run'}")
+    """Sent to the whole group, as schedulers do: the processes that make batches ready must not die of it."""
+    options = ("loop.checkpoint_every=1000", "loop.steps=200", f"output={tmp_path / 'run'}", "data.workers=2")
     process = begin(tools.command(run_yaml, *options))
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
     while not read_metrics(tmp_path / "run" / "metrics.jsonl"):
         time.sleep(0.02)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     told, problem = process.communicate(timeout=120)
     (checkpoint,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     step = json.loads((checkpoint / "state.json").read_text())["step"]
@@ -193,8 +194,26 @@ def test_a_second_run_on_one_folder_refuses(run_yaml, tmp_path, train_run):
     finally:
         process.kill()
         process.communicate()
-    with pytest.raises(ValueError, match="steps was 100000, now 8"):  # the lock went with the process
-        train_run(output=str(tmp_path / "run"), resume="auto")
+    with claimed(tmp_path / "run", "", Accelerator(cpu=True)):
+        pass  # the lock went with the process
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_told_to_stop_write_a_checkpoint_together(run_yaml, tmp_path):
+    """SIGTERM to torchrun, which passes it on to all; the run goes on from there and ends as an undisturbed one."""
+    spread = ("data.batch_size=8", "data.workers=1", "loop.checkpoint_every=1000", "loop.steps=120")
+    tools.launch(run_yaml, f"output={tmp_path / 'whole'}", *spread, processes=2)
+    line = tools.command(run_yaml, f"output={tmp_path / 'run'}", *spread, processes=2)
+    process = begin(line)
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    while len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < 3:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=120)
+    (checkpoint,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert not damage(checkpoint) and checkpoint.name != "step-000120" and "stopped by SIGTERM" in told
+    tools.launch(run_yaml, f"output={tmp_path / 'run'}", *spread, "--resume", "auto", processes=2)
+    assert same(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow

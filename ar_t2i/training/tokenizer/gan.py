@@ -192,7 +192,8 @@ class Gan:
         values |= dict(zip(_LOGITS, means.tolist(), strict=True))
         if lecam_weight:
             values["lecam_loss"] = float(lecam_weight * lecam(*means, *self.averages))
-            self.averages.lerp_(means, 1 - self.config.lecam_decay)
+            if means.isfinite().all():
+                self.averages.lerp_(means, 1 - self.config.lecam_decay)
         return values
 
     def after_skipped_step(self) -> None:
