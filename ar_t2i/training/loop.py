@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d
 from tqdm import tqdm
 
 from ar_t2i.device import has_fast_bf16, keep_freed_memory
@@ -58,6 +59,11 @@ class LoopConfig:
         for name in ("evaluate_every", "checkpoint_every", "spike"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loop.{name}={getattr(self, name)}: expected 0 or more")
+
+
+GLOO_PAUSE = 0.3
+"""Seconds in which gloo's thread lets go of its last tensors: when the interpreter ends meanwhile, torch 2.13 waits
+for ever."""
 
 
 def train(
@@ -124,6 +130,8 @@ def train(
         )
     metrics.close()
     accelerator.end_training()
+    if accelerator.num_processes > 1:
+        time.sleep(GLOO_PAUSE)
 
 
 def train_step(
@@ -191,7 +199,9 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     # One process encodes the captions while the others wait for it, longer than the ten minutes that is the default.
     # Without cpu=True accelerate takes each of several processes without an accelerator for the only one.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    device = PartialState(cpu=cpu, timeout=timedelta(hours=6)).device or torch.device("cpu")
+    device = PartialState(cpu=cpu, timeout=timedelta(minutes=10)).device or torch.device("cpu")
+    if torch.distributed.is_initialized():  # processes find each other within minutes, or are started again
+        distributed_c10d._set_pg_timeout(timedelta(hours=6))
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16(device))
     os.environ.update(dict.fromkeys(wanted, "false"))
     accelerator = Accelerator(

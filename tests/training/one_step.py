@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ar_t2i.model.build import ModelConfig, build_model
 from ar_t2i.model.loss import DecoderWithLoss
 from ar_t2i.sequence import sequence_ids
 from ar_t2i.training.decoder import DataConfig, DecoderTask, TrainConfig
-from ar_t2i.training.loop import train_step
+from ar_t2i.training.loop import GLOO_PAUSE, train_step
 from ar_t2i.training.parallel import Parallel
 from ar_t2i.training.watch import Guard
 from ar_t2i.vocabulary import Vocabulary
@@ -52,6 +53,7 @@ def main(accumulation: int, out: Path) -> None:
         weights = model.model.layers[0].self_attn.q_proj.weight.flatten().tolist()
         out.write_text(json.dumps({"values": values, "weights": weights}))
     accelerator.end_training()
+    time.sleep(GLOO_PAUSE)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ Run by test_spread.py. The discriminator learns, LeCam compares, and dead codes 
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from ar_t2i.config import build
-from ar_t2i.training.loop import train_step
+from ar_t2i.training.loop import GLOO_PAUSE, train_step
 from ar_t2i.training.parallel import Parallel
 from ar_t2i.training.tokenizer.pixels import SingleStageTrainConfig, _single_stage
 from ar_t2i.training.watch import Guard
@@ -62,6 +63,7 @@ def main(accumulation: int, out: Path) -> None:
         weights = {name: tensor.detach().flatten().tolist() for name, tensor in state.items()}
         out.write_text(json.dumps({"values": told, "weights": weights}))
     accelerator.end_training()
+    time.sleep(GLOO_PAUSE)
 
 
 if __name__ == "__main__":
