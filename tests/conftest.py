@@ -1,10 +1,12 @@
 """What many tests need: a small vocabulary, a small image tokenizer, a tokenized dataset, all made here."""
 
 import itertools
+import multiprocessing
 import os
 import shutil
 import subprocess
 import tempfile
+import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +28,16 @@ CAPTIONS = [f"a {color} {thing} {place}" for color, thing, place in itertools.pr
 def one_thread():
     """Small tensors are faster on one thread, and sums are the same everywhere."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_process_stays():
+    """The interpreter would wait at its end for processes that tests started and left."""
+    yield
+    if left := multiprocessing.active_children():
+        for process in left:
+            process.kill()
+        pytest.fail(f"processes are left: {left}")
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +65,16 @@ def small_disk(tmp_path):
     yield make
     for folder in made:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def little_memory():
+    """A test may have 200 MB more than it had."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 * 2**20
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import re
 import struct
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -41,16 +40,6 @@ def bundle(tmp_path, model, vocabulary, image_tokenizer) -> Path:
 
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.fixture
-def little_memory():
-    """A test may have 200 MB more than it had."""
-    tracemalloc.start()
-    yield
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 200 * 2**20
 
 
 def test_no_module_loads_pickles_or_runs_what_it_reads():

@@ -12,8 +12,9 @@ of processes. Nothing is kept between steps, so a resumed run goes on exactly wh
     labels      a  red  bird  SOI  c0 ... c31  EOI  -100 -100
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ar_t2i.data.dataset import TokenizedDataset
 from ar_t2i.data.streamed import StreamedDataset
-from ar_t2i.data.workers import ignore_signals
+from ar_t2i.data.workers import fetch_ahead
 
 IGNORED = -100
 """The label of a position without target, as in transformers."""
@@ -80,24 +81,16 @@ class BatchStream(torch.utils.data.Dataset):
         steps = np.random.default_rng((self.seed, pool)).permutation(by_length.reshape(-1, self.rows_per_step))
         mine = steps.reshape(-1, self.world, self.batch_size)[:, self.rank]
         pad_id = self.dataset.vocabulary.pad_id
-        return [
-            collate([self.dataset.sequence(int(rows[place]), int(epochs[place])) for place in places], pad_id)
-            for places in mine
-        ]
+        return [collate(self.dataset.sequences(rows[places], epochs[places]), pad_id) for places in mine]
 
-    def read(self, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+    def read(self, start: int, stop: int, workers: int = 0) -> Generator[Batch]:
         """Micro-batches start .. stop - 1 of this process, in order, fetched ahead by worker processes."""
         size = self.steps_per_pool * self.accumulation
         first, inside = divmod(start, size)
         pools = range(first, -(-stop // size))
-        loader = torch.utils.data.DataLoader(
-            self, batch_size=None, sampler=pools, num_workers=workers, collate_fn=_as_arrays,
-            worker_init_fn=ignore_signals,
-        )  # fmt: skip
-        batches = (
-            {name: torch.from_numpy(array) for name, array in batch.items()} for pool in loader for batch in pool
-        )
-        return islice(batches, inside, inside + stop - start)
+        with closing(fetch_ahead(self, workers, sampler=pools, collate_fn=_as_arrays)) as fetched:
+            for batch in islice(chain.from_iterable(fetched), inside, inside + stop - start):
+                yield {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 def _as_arrays(pool: Sequence[Batch]) -> list[dict[str, np.ndarray]]:

@@ -94,14 +94,24 @@ class TokenizedDataset:
 
     def sequence(self, index: int, epoch: int = 0) -> np.ndarray:
         """The ids of row `index` in epoch `epoch`, int64."""
-        row = self.rows[index]
-        caption: Sequence[int] = row["caption"]
-        if self.has_no_caption(np.array([index]), np.array([epoch]))[0]:
-            caption = ()
-        elif self.bpe_dropout:
-            rng = np.random.default_rng((self.seed, epoch, index))
-            caption = self.vocabulary.encode_caption_with_dropout(self.texts[index][TEXT] or "", self.bpe_dropout, rng)
-        return sequence_ids(self.vocabulary, caption[: self.max_caption_length], row["codes"])
+        return self.sequences(np.array([index]), np.array([epoch]))[0]
+
+    def sequences(self, indices: np.ndarray, epochs: np.ndarray) -> list[np.ndarray]:
+        """The ids of rows, each in an epoch, int64; many at once cost less."""
+        rows = self.rows[indices.tolist()]
+        captions: list[Sequence[int]] = rows["caption"]
+        bare = self.has_no_caption(indices, epochs)
+        if self.bpe_dropout:
+            texts = self.texts[indices.tolist()][TEXT]
+            rngs = (np.random.default_rng((self.seed, *pair)) for pair in zip(epochs, indices, strict=True))
+            captions = [
+                () if dropped else self.vocabulary.encode_caption_with_dropout(text or "", self.bpe_dropout, rng)
+                for text, rng, dropped in zip(texts, rngs, bare, strict=True)
+            ]
+        return [
+            sequence_ids(self.vocabulary, () if dropped else caption[: self.max_caption_length], codes)
+            for caption, codes, dropped in zip(captions, rows["codes"], bare, strict=True)
+        ]
 
     def words(self) -> frozenset[str]:
         """The words of all captions, as `ar_t2i.words` has them; cached on disk by the datasets library."""

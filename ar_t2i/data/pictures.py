@@ -4,20 +4,21 @@ import copy
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ar_t2i.data import scenes
 from ar_t2i.data.images import prepare
 from ar_t2i.data.sample import UnreadableShard
 from ar_t2i.data.shards import Shard, expand_sources, iterate_samples
-from ar_t2i.data.workers import ignore_signals
+from ar_t2i.data.workers import fetch_ahead
 
 SCENES = ("scenes",)
 """The data that stands for the embedded scenes, drawn afresh for every batch."""
@@ -115,15 +116,12 @@ class PictureStream(IterableDataset):
         return PictureBatch(torch.from_numpy(np.stack(pixels)), counts)
 
 
-def picture_batches(stream: PictureStream, workers: int) -> Iterator[PictureBatch]:
+def picture_batches(stream: PictureStream, workers: int) -> Generator[PictureBatch]:
     """The stream's batches, made ready by `workers` processes, 0 for none."""
-    ahead = 8 if workers else None
-    return iter(
-        DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=ahead, worker_init_fn=ignore_signals)
-    )
+    return fetch_ahead(stream, workers, prefetch_factor=8 if workers else None)
 
 
-def read_pictures(stream: PictureStream, stop: int, workers: int, segment: int) -> Iterator[PictureBatch]:
+def read_pictures(stream: PictureStream, stop: int, workers: int, segment: int) -> Generator[PictureBatch]:
     """Batches `stream.start` .. `stop` - 1 of a stream.
 
     A run that starts again at a multiple of `segment` gets what an uninterrupted one gets: scenes are a function of
@@ -134,7 +132,8 @@ def read_pictures(stream: PictureStream, stop: int, workers: int, segment: int) 
         end = stop if stream.shards is None or not segment else min(stop, (start // segment + 1) * segment)
         part = copy.copy(stream)
         part.start = start
-        yield from islice(picture_batches(part, workers), end - start)
+        with closing(picture_batches(part, workers)) as batches:
+            yield from islice(batches, end - start)
         start = end
 
 

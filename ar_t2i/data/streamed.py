@@ -121,18 +121,29 @@ class StreamedDataset:
 
     def sequence(self, index: int, epoch: int = 0) -> np.ndarray:
         """The ids of row `index` in epoch `epoch`, int64; the same as those of `TokenizedDataset`."""
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        codes, texts = self._rows(number)
-        row = index - int(self.starts[number])
-        text = texts[row] or ""
-        caption: Sequence[int] = ()
-        if not self.has_no_caption(np.array([index]), np.array([epoch]))[0]:
-            if self.bpe_dropout:
-                rng = np.random.default_rng((self.seed, epoch, index))
-                caption = self.vocabulary.encode_caption_with_dropout(text, self.bpe_dropout, rng)
-            else:
-                (caption,) = self.vocabulary.encode_captions([text])
-        return sequence_ids(self.vocabulary, caption[: self.max_caption_length], codes[row])
+        return self.sequences(np.array([index]), np.array([epoch]))[0]
+
+    def sequences(self, indices: np.ndarray, epochs: np.ndarray) -> list[np.ndarray]:
+        """The ids of rows, each in an epoch, int64; many at once cost less."""
+        numbers = np.searchsorted(self.starts, indices, side="right") - 1
+        codes, texts = [], []
+        for number, row in zip(numbers.tolist(), (indices - self.starts[numbers]).tolist(), strict=True):
+            group_codes, group_texts = self._rows(number)
+            codes.append(group_codes[row])
+            texts.append(group_texts[row] or "")
+        bare = self.has_no_caption(indices, epochs)
+        if self.bpe_dropout:
+            rngs = (np.random.default_rng((self.seed, *pair)) for pair in zip(epochs, indices, strict=True))
+            captions: Sequence[Sequence[int]] = [
+                () if dropped else self.vocabulary.encode_caption_with_dropout(text, self.bpe_dropout, rng)
+                for text, rng, dropped in zip(texts, rngs, bare, strict=True)
+            ]
+        else:
+            captions = self.vocabulary.encode_captions(texts)
+        return [
+            sequence_ids(self.vocabulary, () if dropped else caption[: self.max_caption_length], row)
+            for caption, row, dropped in zip(captions, codes, bare, strict=True)
+        ]
 
     def digest(self) -> str:
         """sha256 hex over the names of the files, and rows and bytes of their row groups: tells datasets apart."""

@@ -43,8 +43,8 @@ class Checkpoint:
 class Saved:
     """What a checkpoint holds of the weights, whole, however they are spread over processes."""
 
-    model: dict[str, Tensor]
-    ema: dict[str, Tensor] | None
+    model: Mapping[str, Tensor]
+    ema: Mapping[str, Tensor] | None
     optimizer: dict[str, Any]
 
 

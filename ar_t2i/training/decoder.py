@@ -4,11 +4,12 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -205,7 +206,7 @@ class DecoderTask:
             "seed": self.config.seed,
         }
 
-    def read(self, start: int, stop: int) -> Iterator[Batch]:
+    def read(self, start: int, stop: int) -> Generator[Batch]:
         """Micro-batches start .. stop - 1 of this process."""
         return self.stream.read(start, stop, self.config.data.workers)
 
@@ -236,19 +237,20 @@ class DecoderTask:
             return {}
         was_training = module.training
         judge = DecoderWithLoss(module.eval(), self.vocabulary).to(accelerator.device)  # type: ignore[arg-type]
-        totals = torch.zeros(4)
+        totals = torch.zeros(4, dtype=torch.float64)
         size = self.config.data.batch_size
         order = self.validation.lengths.argsort(kind="stable")[accelerator.process_index :: accelerator.num_processes]
         for start in range(0, len(order), size):
-            batch = collate(
-                [self.validation.sequence(int(row)) for row in order[start : start + size]], self.vocabulary.pad_id
-            )
+            rows = order[start : start + size]
+            batch = collate(self.validation.sequences(rows, np.zeros_like(rows)), self.vocabulary.pad_id)
             with accelerator.autocast():
                 sums = judge(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
             counts = judge.count_targets(batch["labels"].to(accelerator.device))
-            totals += torch.stack([sums["image"], sums["text"], *counts]).float().cpu()
+            totals += torch.stack([sums["image"], sums["text"], *counts]).cpu().double()
         module.train(was_training)
-        image, text, image_count, text_count = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()  # type: ignore[union-attr]
+        if accelerator.num_processes > 1:  # alone it may be a device without float64
+            totals = accelerator.reduce(totals.to(accelerator.device), "sum")
+        image, text, image_count, text_count = totals.tolist()  # type: ignore[union-attr]
         return {"validation_image_loss": image / image_count, "validation_text_loss": text / max(1.0, text_count)}
 
     def draws(self, step: int) -> bool:

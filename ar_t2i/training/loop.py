@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,17 +12,19 @@ from typing import Literal
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import parse_flag_from_env
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import distributed_c10d
 from tqdm import tqdm
 
 from ar_t2i.device import has_fast_bf16, keep_freed_memory
 from ar_t2i.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from ar_t2i.training.optim import OptimConfig, lr_at
-from ar_t2i.training.parallel import Parallel, backward, unsynced, wants_deepspeed, wants_fsdp
-from ar_t2i.training.task import Batch, Sums, Task
+from ar_t2i.training.parallel import Parallel
+from ar_t2i.training.sharded import Sharded
+from ar_t2i.training.task import Batch, Task
 from ar_t2i.training.trackers import Metrics, check_trackers
 from ar_t2i.training.watch import Guard, Watch, attempt
+from ar_t2i.training.zero import Zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,22 +94,21 @@ def train(
         Interrupted: a signal asked for an end; it ends the process with code 128 + the signal's number.
     """
     keep_freed_memory()
-    parallel, guard = Parallel(task, optim, accelerator, config.compile), Guard(config.spike)
+    parallel, guard = spread(task, optim, accelerator, config.compile), Guard(config.spike)
     step = _resume(task, checkpoint, parallel, guard, accelerator)
-    metrics = Metrics(accelerator, output, task.facts, step)
     accumulation = config.gradient_accumulation_steps
-    batches = task.read(step * accumulation, config.steps * accumulation)
+    reading = closing(task.read(step * accumulation, config.steps * accumulation))
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process, mininterval=1)
     meter = _Meter()
-    if step:  # whatever follows a checkpoint may not have been done
-        _show(task, parallel, step, config, metrics)
-    with Watch(accelerator) as watch:
+    with Metrics(accelerator, output, task.facts, step) as metrics, Watch(accelerator) as watch, reading as batches:
+        if step:  # whatever follows a checkpoint may not have been done
+            _show(task, parallel, step, config, metrics)
         while step < config.steps:
             seed_step(seed, step, accelerator.process_index)
             parts = watch.take(batches, accumulation)
             if watch.must_stop():
+                batches.close()
                 _save(output, step, parallel, guard, config, metrics, required=True)
-                metrics.close()
                 watch.stop(step)
             lr = lr_at(step, config.steps, optim)
             values = train_step(parallel, parts, lr, optim.clip_norm, guard)
@@ -123,15 +124,10 @@ def train(
                 _save(output, step, parallel, guard, config, metrics, required=step == config.steps)
             _show(task, parallel, step, config, metrics)
             meter.restart()
-    bar.close()
-    if guard.skipped:
-        metrics.say(
-            f"{guard.skipped:,} of {config.steps:,} steps were skipped: their loss or gradient was out of bounds"
-        )
-    metrics.close()
-    accelerator.end_training()
-    if accelerator.num_processes > 1:
-        time.sleep(GLOO_PAUSE)
+        bar.close()
+        if guard.skipped:
+            metrics.say(f"{guard.skipped:,} of {config.steps:,} steps were skipped: loss or gradient was too large")
+    leave(accelerator)
 
 
 def train_step(
@@ -146,7 +142,7 @@ def train_step(
     batches = [{name: tensor.to(accelerator.device) for name, tensor in batch.items()} for batch in batches]
     counts = accelerator.reduce(torch.stack([task.count(batch) for batch in batches]).sum(0), "sum")
     assert isinstance(counts, Tensor)
-    loss, sums = accumulate(parallel.module, batches, lambda sums: task.loss(sums, counts), accelerator)
+    loss, sums = parallel.accumulate(batches, lambda sums: task.loss(sums, counts))
     norm = parallel.clip(clip_norm)
     values = {"loss": loss, **task.metrics(sums, counts), "grad_norm": norm}
     if not guard.accepts(loss, norm):
@@ -160,26 +156,27 @@ def train_step(
     return values
 
 
-def accumulate(
-    module: nn.Module, batches: Sequence[Batch], loss_of: Callable[[Sums], Tensor], accelerator: Accelerator
-) -> tuple[float, Sums]:
-    """Gradients of the sum of the micro-batches' losses, and that sum; and the module's sums, over all processes.
+def spread(task: Task, optim: OptimConfig, accelerator: Accelerator, compile: bool) -> Parallel:
+    """A task spread over the processes, as the configuration says that accelerate was launched with."""
+    way = Sharded if wants_fsdp() else Zero if wants_deepspeed() else Parallel
+    return way(task, optim, accelerator, compile)
 
-    DDP, FSDP and DeepSpeed average gradients over processes, hence the factor.
-    """
-    total: Sums = {}
-    loss_sum = torch.zeros((), device=accelerator.device)
-    for number, batch in enumerate(batches):
-        last = number == len(batches) - 1
-        with nullcontext() if last else unsynced(module, accelerator):
-            with accelerator.autocast():
-                sums = module(**batch)
-            loss = loss_of(sums)
-            backward(loss * accelerator.num_processes, module, last, accelerator)
-        loss_sum += loss.detach()
-        total = {name: value.detach() + total.get(name, 0) for name, value in sums.items()}
-    loss_sum = accelerator.reduce(loss_sum, "sum")
-    return float(loss_sum), {name: accelerator.reduce(value, "sum") for name, value in total.items()}  # type: ignore
+
+def leave(accelerator: Accelerator) -> None:
+    """End what all processes did together."""
+    accelerator.end_training()
+    if accelerator.num_processes > 1:
+        time.sleep(GLOO_PAUSE)
+
+
+def wants_fsdp() -> bool:
+    """Whether the configuration that accelerate was launched with asks for FSDP."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def wants_deepspeed() -> bool:
+    """Whether the configuration that accelerate was launched with asks for DeepSpeed."""
+    return parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -195,7 +192,7 @@ def make_accelerator(config: LoopConfig, output: Path) -> Accelerator:
     """
     check_trackers(config.trackers)
     wanted = {"ACCELERATE_USE_FSDP": wants_fsdp(), "ACCELERATE_USE_DEEPSPEED": wants_deepspeed()}
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"  # `Parallel` does both; accelerate would only do so on GPUs
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"  # `spread` does both; accelerate would only do so on GPUs
     # One process encodes the captions while the others wait for it, longer than the ten minutes that is the default.
     # Without cpu=True accelerate takes each of several processes without an accelerator for the only one.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()

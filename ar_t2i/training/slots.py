@@ -13,8 +13,10 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,22 +154,22 @@ def train_slots(config: SlotTrainingConfig, resume: str = "") -> Path:
         raise ValueError(
             f"output={config.output!r} holds a run already: pass --resume to go on, or give another output"
         )
-    run = _Run(config)
-    run.load(resume)
-    (run.output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    ends = [steps.stop for steps in config.stages.values()]
-    while run.step < ends[-1]:
-        run.enter_stage()
-        if run.stage == "bottleneck":
-            run.feature_step()
-        else:
-            run.picture_step(next(run.batches))
-        if run.step % config.log_every == 0:
-            run.log(run.meter.read())
-        if run.step % config.evaluate_every == 0 or run.step in ends:
-            run.evaluate()
-            run.save()
-    run.round_weights()
+    with closing(_Run(config)) as run:
+        run.load(resume)
+        (run.output / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        ends = [steps.stop for steps in config.stages.values()]
+        while run.step < ends[-1]:
+            run.enter_stage()
+            if run.stage == "bottleneck":
+                run.feature_step()
+            else:
+                run.picture_step(next(run.batches))
+            if run.step % config.log_every == 0:
+                run.log(run.meter.read())
+            if run.step % config.evaluate_every == 0 or run.step in ends:
+                run.evaluate()
+                run.save()
+        run.round_weights()
     folder = replace_directory(run.output / "tokenizer", run.model.save_pretrained)
     print(f"image tokenizer: {folder}   reconstructions: {run.output / 'pictures'}")
     return folder
@@ -186,7 +188,7 @@ class _Run:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0
         self.stage: Stage | None = None
-        self.batches: Iterator[PictureBatch] = iter(())
+        self.batches: Generator[PictureBatch] = (batch for batch in ())
         self.optim, self.optimizer = OptimConfig(), make_optimizer(model, OptimConfig())
         self.average = CodebookAverage(model.codebook_KD)
         self.features_NF: Tensor | None = None
@@ -234,16 +236,18 @@ class _Run:
         self.set_stage(stage)
         self.evaluate()
 
+    def close(self) -> None:
+        """End what fetches pictures."""
+        self.batches.close()
+
     @torch.no_grad()
     def collect_features(self) -> Tensor:
         """Features (N, F) of pictures of a seed of their own, float16."""
         started = time.perf_counter()
         size = min(64, self.config.bottleneck_pictures)
-        batches = picture_batches(self.stream(size, self.config.seed + 1), self.config.workers)
-        found = []
-        with self.autocast:
-            for _ in range(math.ceil(self.config.bottleneck_pictures / size)):
-                batch = next(batches)
+        stream, found = self.stream(size, self.config.seed + 1), []
+        with self.autocast, closing(picture_batches(stream, self.config.workers)) as batches:
+            for batch in islice(batches, math.ceil(self.config.bottleneck_pictures / size)):
                 self.meter.dropped.update(batch.dropped)
                 found.append(self.model.features(self.pixels(batch.pixels)).half())
         self.meter.started += time.perf_counter() - started
@@ -252,6 +256,7 @@ class _Run:
     def set_stage(self, stage: Stage) -> None:
         """Train what the stage trains, with a fresh optimizer."""
         self.stage, model = stage, self.model
+        self.close()
         trained = {
             "autoencoder": (model.encoder, model.decoder),
             "bottleneck": (model.mixer, model.unmixer),

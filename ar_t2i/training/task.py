@@ -1,6 +1,6 @@
 """What the training loop asks of whatever is trained."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,8 +64,8 @@ class Task(Protocol):
         """What must stay equal when a run is resumed."""
         ...
 
-    def read(self, start: int, stop: int) -> Iterator[Batch]:
-        """Micro-batches start .. stop - 1 of this process."""
+    def read(self, start: int, stop: int) -> Generator[Batch]:
+        """Micro-batches start .. stop - 1 of this process; closing it ends what fetches them."""
         ...
 
     def count(self, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -67,7 +67,11 @@ class Metrics:
         if self.main:
             tqdm.write(text)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        """Write."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """End the trackers, which may take a moment, but not for ever."""
         if self.trackers:
             self.trackers.close()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from records import FACTS, RECORD
 
 from ar_t2i.data import decode
 from ar_t2i.data.captions import clean_caption
@@ -49,16 +50,6 @@ GOOD_TAR = b"".join(member(name, data) for name, data in GOOD.items()) + bytes(1
 
 def keys_of(samples: list[Sample]) -> list[str]:
     return [sample.key for sample in samples if sample.reason is None]
-
-
-@pytest.fixture
-def little_memory():
-    """A test may have 100 MB more than it had."""
-    tracemalloc.start()
-    yield
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 100 * 2**20
 
 
 class Code:
@@ -306,15 +297,6 @@ def test_few_large_files_wait_at_once(monkeypatch):
     assert taken == read == 200 and most <= 3000 // 400 + 4
 
 
-RECORD = PartRecord(
-    shard="in/a.tar", source="1-2", checksum="c", sha256="s", bytes=10, kept=3, dropped={"no-image": 1},
-    examples={"no-image": ["a"]}, arithmetic="cpu float32", arrow_bytes=7,
-)  # fmt: skip
-FACTS = {
-    "format_version": 1, "image_tokenizer": "a1", "num_codes": 16, "codebook_size": 256, "image_size": 16,
-    "vocabulary": "b2", "crop": "center", "max_pixels": 100, "min_edge": 8, "max_aspect": 20.0,
-    "max_caption_chars": 100, "versions": {"python": "3.11"},
-}  # fmt: skip
 MARKUP = "<script>`x`|y</script>\x1b[2J"
 
 

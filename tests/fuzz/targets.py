@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from mutate import Mutator, change_bytes, change_json, change_safetensors, change_tar
 from PIL import Image
+from records import FACTS, RECORD
 from safetensors.torch import save
 
 from ar_t2i.bundles import MANIFEST, _image_tokenizer_folder, _read_manifest
@@ -168,15 +169,6 @@ def _pictures(home: Path) -> dict[str, Target]:
     }
 
 
-RECORD = PartRecord(
-    shard="in/a.tar", source="1-2", checksum="c", sha256="s", bytes=10, kept=3, dropped={"no-image": 1},
-    examples={"no-image": ["a"]}, arithmetic="cpu float32", arrow_bytes=7,
-)  # fmt: skip
-FACTS = {
-    "format_version": 1, "image_tokenizer": "a1", "num_codes": 16, "codebook_size": 256, "image_size": 16,
-    "vocabulary": "b2", "crop": "center", "max_pixels": 100, "min_edge": 8, "max_aspect": 20.0,
-    "max_caption_chars": 100, "versions": {"python": "3.11"},
-}  # fmt: skip
 CARD = b"---\nlicense: mit\nconfigs:\n- config_name: default\n"
 CARD += b"  data_files:\n  - {split: train, path: data/*.parquet}\n---\n# X\n"
 

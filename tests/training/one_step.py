@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from ar_t2i.model.build import ModelConfig, build_model
 from ar_t2i.model.loss import DecoderWithLoss
 from ar_t2i.sequence import sequence_ids
 from ar_t2i.training.decoder import DataConfig, DecoderTask, TrainConfig
-from ar_t2i.training.loop import GLOO_PAUSE, train_step
+from ar_t2i.training.loop import leave, train_step
 from ar_t2i.training.parallel import Parallel
 from ar_t2i.training.watch import Guard
 from ar_t2i.vocabulary import Vocabulary
@@ -45,15 +44,13 @@ def main(accumulation: int, out: Path) -> None:
     module, optimizer = accelerator.prepare(task.module, optimizer)
     parallel = object.__new__(Parallel)  # with an optimizer whose steps show the gradient
     parallel.task, parallel.module, parallel.optimizer, parallel.accelerator = task, module, optimizer, accelerator
-    parallel.sharded = parallel.partitioned = False
     batches = [collate(part, vocabulary.pad_id) for part in mine]
     values = train_step(parallel, batches, lr=1.0, clip_norm=0.0, guard=Guard(0))
     if accelerator.is_main_process:
         values = {name: value for name, value in values.items() if "per_second" not in name}
         weights = model.model.layers[0].self_attn.q_proj.weight.flatten().tolist()
         out.write_text(json.dumps({"values": values, "weights": weights}))
-    accelerator.end_training()
-    time.sleep(GLOO_PAUSE)
+    leave(accelerator)
 
 
 if __name__ == "__main__":

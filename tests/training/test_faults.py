@@ -1,6 +1,5 @@
 """What goes wrong in the middle of a run, really done: it ends as the undisturbed one, or says what to do."""
 
-import importlib.util
 import json
 import os
 import random
@@ -12,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import launch
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,11 +23,8 @@ from safetensors.torch import load_file
 from ar_t2i.training import loop, trackers, watch
 from ar_t2i.training.checkpoint import Checkpoint, Saved, damage, find_checkpoint, list_checkpoints, save_checkpoint
 from ar_t2i.training.folder import claimed
+from ar_t2i.training.parallel import Parallel
 from ar_t2i.training.trackers import read_metrics
-
-_spec = importlib.util.spec_from_file_location("launch", Path(__file__).with_name("launch.py"))
-tools = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tools)
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
@@ -47,7 +44,7 @@ def run_yaml(run_options, tmp_path) -> Path:
 
 def begin(line: list[str]) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(line, env=tools.environment(), text=True, start_new_session=True, **pipes)
+    return subprocess.Popen(line, env=launch.environment(), text=True, start_new_session=True, **pipes)
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -172,7 +169,7 @@ def test_a_folder_that_may_not_be_written_is_told(as_nobody):
 def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_says_so(run_yaml, train_run, tmp_path, number, code):
     """Sent to the whole group, as schedulers do: the processes that make batches ready must not die of it."""
     options = ("loop.checkpoint_every=1000", "loop.steps=200", f"output={tmp_path / 'run'}", "data.workers=2")
-    process = begin(tools.command(run_yaml, *options))
+    process = begin(launch.command(run_yaml, *options))
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
     while not read_metrics(tmp_path / "run" / "metrics.jsonl"):
         time.sleep(0.02)
@@ -186,7 +183,7 @@ def test_a_run_that_is_told_to_stop_writes_a_checkpoint_and_says_so(run_yaml, tr
 
 def test_a_second_run_on_one_folder_refuses(run_yaml, tmp_path, train_run):
     options = (f"output={tmp_path / 'run'}", "loop.steps=100000")
-    process = begin(tools.command(run_yaml, *options))
+    process = begin(launch.command(run_yaml, *options))
     try:
         wait_for(tmp_path / "run" / "checkpoints" / "step-000005", process)
         with pytest.raises(ValueError, match="another run is at work in output="):
@@ -202,8 +199,8 @@ def test_a_second_run_on_one_folder_refuses(run_yaml, tmp_path, train_run):
 def test_two_processes_that_are_told_to_stop_write_a_checkpoint_together(run_yaml, tmp_path):
     """SIGTERM to torchrun, which passes it on to all; the run goes on from there and ends as an undisturbed one."""
     spread = ("data.batch_size=8", "data.workers=1", "loop.checkpoint_every=1000", "loop.steps=120")
-    tools.launch(run_yaml, f"output={tmp_path / 'whole'}", *spread, processes=2)
-    line = tools.command(run_yaml, f"output={tmp_path / 'run'}", *spread, processes=2)
+    launch.launch(run_yaml, f"output={tmp_path / 'whole'}", *spread, processes=2)
+    line = launch.command(run_yaml, f"output={tmp_path / 'run'}", *spread, processes=2)
     process = begin(line)
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
     while len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < 3:
@@ -212,7 +209,7 @@ def test_two_processes_that_are_told_to_stop_write_a_checkpoint_together(run_yam
     told, _ = process.communicate(timeout=120)
     (checkpoint,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert not damage(checkpoint) and checkpoint.name != "step-000120" and "stopped by SIGTERM" in told
-    tools.launch(run_yaml, f"output={tmp_path / 'run'}", *spread, "--resume", "auto", processes=2)
+    launch.launch(run_yaml, f"output={tmp_path / 'run'}", *spread, "--resume", "auto", processes=2)
     assert same(tmp_path / "run", tmp_path / "whole")
 
 
@@ -220,10 +217,10 @@ def test_two_processes_that_are_told_to_stop_write_a_checkpoint_together(run_yam
 def test_a_killed_worker_costs_the_steps_since_the_checkpoint(run_yaml, tmp_path):
     """torchrun starts all workers again, and --resume auto goes on: the same weights as without."""
     spread = ("data.batch_size=8", "--resume", "auto")
-    tools.launch(run_yaml, f"output={tmp_path / 'whole'}", *spread, processes=2)
-    line = tools.command(run_yaml, f"output={tmp_path / 'run'}", *spread, processes=2, restarts=3)
+    launch.launch(run_yaml, f"output={tmp_path / 'whole'}", *spread, processes=2)
+    line = launch.command(run_yaml, f"output={tmp_path / 'run'}", *spread, processes=2, restarts=3)
     process = subprocess.Popen(
-        line, env=tools.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        line, env=launch.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     for step in (5, 20):
         wait_for(tmp_path / "run" / "checkpoints" / f"step-{step:06d}", process)
@@ -256,13 +253,13 @@ def test_steps_that_are_no_numbers_or_spikes_are_skipped_and_counted():
 
 def test_a_bad_step_changes_nothing_but_the_count(train_run, monkeypatch, tmp_path):
     """The third step's loss is no number: weights, optimizer and average stay as after the second."""
-    accumulate, number = loop.accumulate, iter(range(1, 100))
+    accumulate, number = Parallel.accumulate, iter(range(1, 100))
 
     def broken(*args):
         loss, sums = accumulate(*args)
         return (float("nan") if next(number) == 3 else loss), sums
 
-    monkeypatch.setattr(loop, "accumulate", broken)
+    monkeypatch.setattr(Parallel, "accumulate", broken)
     spiked = train_run(output=str(tmp_path / "a"), loop={"steps": 8, "checkpoint_every": 1, "keep_checkpoints": 9})
     for name in ("model", "ema", "optimizer"):
         two, three, four = (
@@ -289,10 +286,10 @@ def test_a_run_that_diverges_keeps_its_last_good_state(train_run, tmp_path):
 def test_a_worker_of_the_data_that_fails_is_told_in_one_line(train_run, monkeypatch):
     from ar_t2i.data.dataset import TokenizedDataset
 
-    def broken(self, index, epoch=0):
+    def broken(self, indices, epochs):
         raise ValueError("row 5 cannot be read")
 
-    monkeypatch.setattr(TokenizedDataset, "sequence", broken)
+    monkeypatch.setattr(TokenizedDataset, "sequences", broken)
     with pytest.raises(ValueError, match="row 5 cannot be read; the checkpoint of step 0 is written") as error:
         train_run(data={"workers": 1})
     assert "Traceback" not in str(error.value)
@@ -392,4 +389,4 @@ def test_a_clock_that_moves_back_changes_nothing(train_run, tmp_path, monkeypatc
 
 
 def test_python_is_the_one_of_this_run():
-    assert sys.executable in tools.command(Path("x"))
+    assert sys.executable in launch.command(Path("x"))

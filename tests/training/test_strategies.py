@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import launch
 import numpy as np
 import pytest
 import torch
@@ -15,10 +16,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ar_t2i.training.trackers import read_metrics
-
-_spec = importlib.util.spec_from_file_location("launch", Path(__file__).with_name("launch.py"))
-tools = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tools)
 
 WAYS = {"alone": (1, "ddp", 16, 1), "ddp": (2, "ddp", 4, 2), "fsdp": (2, "fsdp", 4, 2)}
 if importlib.util.find_spec("deepspeed"):
@@ -38,7 +35,7 @@ def config(run_options, tmp_path) -> Path:
 def start(config: Path, output: Path, way: str, *options: str) -> Path:
     processes, strategy, rows, accumulation = WAYS[way]
     spread = [f"data.batch_size={rows}", f"loop.gradient_accumulation_steps={accumulation}"]
-    tools.launch(config, f"output={output}", *spread, *options, processes=processes, strategy=strategy)
+    launch.launch(config, f"output={output}", *spread, *options, processes=processes, strategy=strategy)
     return output
 
 
@@ -95,8 +92,8 @@ def test_a_run_goes_on_spread_in_another_way(config, tmp_path):
         resume = ("--resume", "auto") if number else ()
         processes, strategy, rows, accumulation = WAYS[way]
         spread = [f"data.batch_size={rows}", f"loop.gradient_accumulation_steps={accumulation}"]
-        line = tools.command(config, f"output={moved}", *spread, *long, *resume, processes=processes)
-        run_until(line, tools.environment(strategy), moved, 6 * (number + 1))
+        line = launch.command(config, f"output={moved}", *spread, *long, *resume, processes=processes)
+        run_until(line, launch.environment(strategy), moved, 6 * (number + 1))
     check_same(moved, whole, 24)
 
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ar_t2i.titok.vqgan import initialize_convolutions
-from ar_t2i.training.loop import accumulate
 from ar_t2i.training.optim import OptimConfig, lr_at, make_optimizer
-from ar_t2i.training.parallel import clip_gradients
+from ar_t2i.training.parallel import Copied, clip_gradients
 from ar_t2i.training.task import Batch, Sums
 
 _LOGITS = ("logits_real", "logits_fake")
@@ -140,7 +139,8 @@ class Gan:
         self.network = Discriminator(config.hidden_channels, config.stages)
         initialize_convolutions(self.network, torch.Generator().manual_seed(seed))
         optimizer = make_optimizer(self.network, self.optim)
-        self.loss, self.optimizer = accelerator.prepare(HingeLoss(self.network), optimizer)
+        self.optimizer = accelerator.prepare(optimizer)
+        self.loss = Copied(HingeLoss(self.network), accelerator)
         self.step = 0
         self.averages = torch.zeros(2, device=accelerator.device)  # of the logits of real pictures and of others
         self._seen: list[Batch] = []
@@ -177,7 +177,7 @@ class Gan:
                 loss = loss + lecam_weight * lecam(*means, *self.averages)
             return loss
 
-        _, total = accumulate(self.loss, self._seen, loss_of, self.accelerator)
+        _, total = self.loss.accumulate(self._seen, loss_of)
         self._seen.clear()
         lr = lr_at(self.step - self.config.start, max(1, self.steps - self.config.start), self.optim)
         norm = float(clip_gradients(self.network.parameters(), self.optim.clip_norm))

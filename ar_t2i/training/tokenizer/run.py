@@ -1,7 +1,8 @@
 """What all recipes share: options, pictures in, measurements and sample grids on the way, a folder out."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,19 +118,20 @@ class TokenizerTask:
             **facts,
         }  # fmt: skip
 
-    def read(self, start: int, stop: int) -> Iterator[Batch]:
+    def read(self, start: int, stop: int) -> Generator[Batch]:
         """Micro-batches start .. stop - 1 of this process."""
         loop, rank = self.config.loop, self.stream.rank
         segment = loop.checkpoint_every * loop.gradient_accumulation_steps
         self.stream.start = start
-        for number, batch in enumerate(read_pictures(self.stream, stop, self.config.workers, segment), start):
-            pictures_BSS3 = batch.pixels
-            self.dropped.update(batch.dropped)
-            if self.config.random_flip:
-                rng = np.random.default_rng((self.config.seed, number * self.stream.ranks + rank))
-                flipped_B111 = torch.from_numpy(rng.random(len(pictures_BSS3)) < 0.5).view(-1, 1, 1, 1)
-                pictures_BSS3 = torch.where(flipped_B111, pictures_BSS3.flip(2), pictures_BSS3)
-            yield {"pictures": pictures_BSS3}
+        with closing(read_pictures(self.stream, stop, self.config.workers, segment)) as batches:
+            for number, batch in enumerate(batches, start):
+                pictures_BSS3 = batch.pixels
+                self.dropped.update(batch.dropped)
+                if self.config.random_flip:
+                    rng = np.random.default_rng((self.config.seed, number * self.stream.ranks + rank))
+                    flipped_B111 = torch.from_numpy(rng.random(len(pictures_BSS3)) < 0.5).view(-1, 1, 1, 1)
+                    pictures_BSS3 = torch.where(flipped_B111, pictures_BSS3.flip(2), pictures_BSS3)
+                yield {"pictures": pictures_BSS3}
 
     def count(self, batch: Batch) -> Tensor:
         """The number of pictures."""

@@ -5,14 +5,13 @@ Run by test_spread.py. The discriminator learns, LeCam compares, and dead codes 
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from ar_t2i.config import build
-from ar_t2i.training.loop import GLOO_PAUSE, train_step
+from ar_t2i.training.loop import leave, train_step
 from ar_t2i.training.parallel import Parallel
 from ar_t2i.training.tokenizer.pixels import SingleStageTrainConfig, _single_stage
 from ar_t2i.training.watch import Guard
@@ -43,7 +42,6 @@ def main(accumulation: int, out: Path) -> None:
     module, optimizer = accelerator.prepare(task.module, optimizer)
     parallel = object.__new__(Parallel)  # with an optimizer whose steps show the gradient
     parallel.task, parallel.module, parallel.optimizer, parallel.accelerator = task, module, optimizer, accelerator
-    parallel.sharded = parallel.partitioned = False
     batches = task.read(0, 2 * accumulation)
     told = []
     for _ in range(2):
@@ -62,8 +60,7 @@ def main(accumulation: int, out: Path) -> None:
     if accelerator.is_main_process:
         weights = {name: tensor.detach().flatten().tolist() for name, tensor in state.items()}
         out.write_text(json.dumps({"values": told, "weights": weights}))
-    accelerator.end_training()
-    time.sleep(GLOO_PAUSE)
+    leave(accelerator)
 
 
 if __name__ == "__main__":
