@@ -22,6 +22,8 @@ ATTEMPTS = 4
 """Pushes of the last state before a run gives up."""
 FIRST_PAUSE = 10.0
 """Seconds before the second of them; twice as long before each further one."""
+LONGEST = 6 * 3600.0
+"""Seconds after which a push is given up: enough for a model of tens of GB on a slow line."""
 BRANCH = "training"
 """Where the state of a run that is not finished lies."""
 
@@ -132,7 +134,10 @@ class Publisher:
         """Run one push; returns what went wrong, or ""."""
         line = [sys.executable, "-m", "ar_t2i.cli", "push", *arguments]
         quiet = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        done = subprocess.run(line, capture_output=True, text=True, check=False, env=quiet)
+        try:
+            done = subprocess.run(line, capture_output=True, text=True, check=False, env=quiet, timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            return f"a push did not end in {LONGEST:,.0f} s"
         said = done.stderr.strip().splitlines() or [f"a push ended with code {done.returncode}"]
         return "" if done.returncode == 0 else said[-1]
 

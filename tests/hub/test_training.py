@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hub_content import content
 from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file
 
-from ar_t2i.bundles import load_bundle
+from ar_t2i.bundles import load_bundle, shipped_bundle
 from ar_t2i.hub.names import CHECKPOINT_FILES, resolve_checkpoint
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.training import publish
@@ -64,6 +65,18 @@ def test_a_checkpoint_of_the_hub_is_found_again_without_network(hub, monkeypatch
     assert resolve_checkpoint("tester/run") == folder
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert resolve_checkpoint("tester/run") == folder
+
+
+def test_a_push_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(publish, "LONGEST", 6.0)
+        monkeypatch.setattr(publish.Publisher, "_try", lambda self: None)
+        problem = publish.Publisher(HubConfig(**REPO), tmp_path, print)._push(
+            [str(shipped_bundle()), "--to", "tester/birds"]
+        )
+    assert problem == "a push did not end in 6 s"
 
 
 def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):

@@ -81,6 +81,20 @@ def test_resume_refuses_another_run(train_run, run_options):
     assert "seed: 0" in (output / "config.yaml").read_text() and "limit: 0" in (output / "config.yaml").read_text()
 
 
+def test_a_resumed_run_takes_its_own_optimizer_options(train_run):
+    """The states are the checkpoint's, the options the run's; another optimizer's states are refused."""
+    output = train_run(loop={"steps": 8, "checkpoint_every": 4})
+    shutil.rmtree(output / "checkpoints" / "step-000008")
+    with pytest.raises(ValueError, match="step-000004 is of another optimizer: set optim.name back"):
+        train_run(resume="auto", optim={"name": "muon"})
+    before = weights(output / "bundle")
+    train_run(resume="auto", optim={"weight_decay": 100.0})
+    matrix, vector = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+    after = weights(output / "bundle")
+    assert after[matrix].norm() < 0.9 * before[matrix].norm(), "the decay was that of the checkpoint"
+    assert after[vector].norm() > 0.99 * before[vector].norm()
+
+
 def test_a_run_stopped_before_its_export_is_finished_by_resume(train_run):
     output = train_run()
     shutil.rmtree(output / "bundle")
