@@ -20,6 +20,7 @@ from huggingface_hub import HfApi, close_session, constants
 from safetensors.torch import load_file
 
 from ar_t2i.config import build
+from ar_t2i.data import hub_shards
 from ar_t2i.data import push as dataset_push
 from ar_t2i.data.preprocess import PreprocessConfig, preprocess
 from ar_t2i.data.scenes import ScenesConfig, write_scenes
@@ -122,7 +123,7 @@ def test_a_push_ends_with_the_same_files(tmp_path, monkeypatch, image_tokenizer_
             vocabulary=str(vocabulary_folder),
         )  # fmt: skip
     )
-    monkeypatch.setattr(dataset_push, "SHARD_BYTES", 1)
+    monkeypatch.setattr(hub_shards, "SHARD_BYTES", 1)
     monkeypatch.setattr(dataset_push, "SHARDS_AT_ONCE", 1)
     (tmp_path / "hub").mkdir()
     server = subprocess.Popen(

@@ -13,17 +13,15 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from ar_t2i.config import build
 from ar_t2i.data.card import (
     HEADER,
     STEM,
@@ -35,68 +33,20 @@ from ar_t2i.data.card import (
     split_of,
     with_marked,
 )
-from ar_t2i.data.parts import PartRecord, arrow_bytes, open_writer, write_atomically
+from ar_t2i.data.hub_shards import Shard, finished_shards, parse_shard_record
+from ar_t2i.data.parts import PartRecord
 from ar_t2i.data.preview import PREVIEW, read_captions
 from ar_t2i.hub.cards import read_card, write_card_text
 from ar_t2i.hub.names import allowed, resolve
-from ar_t2i.hub.remote import Remote, file_digest
+from ar_t2i.hub.remote import Remote
 from ar_t2i.untrusted import parse_json, read_json, read_text
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 MANIFEST = "manifest.json"
-SHARD_BYTES = 300 * 10**6
 SHARDS_AT_ONCE = 4
 """Shards of one commit, sent side by side; those that are put together from parts need so much room on the disk."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRecord:
-    """What the repository tells of a shard; anyone may have written it."""
-
-    parts_per_shard: int
-    """Of all shards but the last of a split."""
-    parts: list[PartRecord]
-    """Those that it is made of."""
-    kept: int
-    """Rows."""
-    bytes: int
-    """Of the file."""
-    arrow_bytes: int
-    """Of the rows in memory."""
-    sha256: str
-    """Of the file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Parts that go to the Hub as one file."""
-
-    split: str
-    number: int
-    """Of the first part."""
-    total: int
-    """Parts of the split."""
-    parts: Sequence[Path]
-    records: Sequence[PartRecord]
-    parts_per_shard: int
-    """Of all shards but the last of a split."""
-
-    @property
-    def stem(self) -> str:
-        """The name of its first part."""
-        return f"{self.split}-{self.number:05d}-of-{self.total:05d}"
-
-    @property
-    def path(self) -> str:
-        """Where it lies in the repository."""
-        return f"data/{self.stem}.parquet"
-
-    @property
-    def record_path(self) -> str:
-        """Where its record lies there."""
-        return f"manifest/{self.stem}.json"
 
 
 class _Page:
@@ -121,7 +71,7 @@ class _Page:
         stems = [stem for stem in stems if f"data/{stem}.parquet" in there and STEM.fullmatch(stem)]
         with ThreadPoolExecutor(8) as pool:
             read = pool.map(lambda stem: self.read(there[f"manifest/{stem}.json"], commit), stems)
-            return {stem: _checked(content, stem) for stem, content in zip(stems, read, strict=True)}
+            return {stem: parse_shard_record(content, stem) for stem, content in zip(stems, read, strict=True)}
 
     def read(self, file: "RepoFile", commit: str) -> bytes:
         """A small file of a commit, compared with its checksum."""
@@ -230,8 +180,8 @@ def _push(folder: Path, page: _Page, message: str, free: bool) -> str:
             files: dict[str, Any] = {}
             records, digests = {}, {}
             for shard in missing[start : start + SHARDS_AT_ONCE]:
-                files[shard.path] = path = _file(shard, Path(scratch))
-                records[shard.record_path] = record = _record(shard, path)
+                files[shard.path] = path = shard.file(Path(scratch))
+                records[shard.record_path] = record = shard.record(path)
                 digests[shard.path] = record["sha256"]
                 files[shard.record_path] = (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
             done = min(start + SHARDS_AT_ONCE, len(missing))
@@ -242,10 +192,10 @@ def _push(folder: Path, page: _Page, message: str, free: bool) -> str:
         print(f"{page.remote}: {len(shards) - len(missing) + done} of {len(shards)} shards are there", flush=True)
         if free:
             for shard in missing[start:done]:
-                _free(folder, shard, page.remote)
+                shard.free(folder, str(page.remote))
     if free:
         for shard in shards:
-            _free(folder, shard, page.remote)
+            shard.free(folder, str(page.remote))
     return page.remote.push(_beside(folder), f"{message}: card", amend=partial(page.card, {}))
 
 
@@ -304,41 +254,6 @@ def _local_card(folder: Path) -> str:
     return read_text(folder / "README.md") if (folder / "README.md").is_file() else ""
 
 
-def finished_shards(folder: Path, there: Mapping[str, Any], settle: bool = True) -> Iterator[Shard]:
-    """The shards whose parts are all finished, split by split; those of unfinished parts are passed over.
-
-    Args:
-        folder: the dataset.
-        there: records of the shards that the repository holds: it goes on with as many parts a shard.
-        settle: write down how many parts make a shard, so that later pushes cut in the same places.
-
-    Raises:
-        ValueError: no part is finished.
-    """
-    records: dict[str, dict[int, tuple[Path, PartRecord]]] = {}
-    totals: dict[str, int] = {}
-    for path in sorted((folder / "manifest").glob("*-of-*.json")):
-        match, record = STEM.fullmatch(path.stem), PartRecord.read(path)
-        part = folder / "data" / f"{path.stem}.parquet"
-        if match and record and (record.pushed or (part.is_file() and part.stat().st_size == record.bytes)):
-            records.setdefault(match["split"], {})[int(match["number"])] = part, record
-            totals[match["split"]] = int(match["total"])
-    if not records:
-        raise ValueError(f"{folder} has no finished part yet: nothing to push")
-    finished = [record for parts in records.values() for _, record in parts.values()]
-    known = next((record["parts_per_shard"] for record in there.values()), 0)
-    size = known or _parts_per_shard(folder, finished, settle)
-    for split, parts in records.items():
-        for start in range(0, totals[split], size):
-            numbers = range(start, min(start + size, totals[split]))
-            if all(number in parts for number in numbers):
-                chosen = [parts[number] for number in numbers]
-                yield Shard(
-                    split=split, number=start, total=totals[split],
-                    parts=[path for path, _ in chosen], records=[record for _, record in chosen], parts_per_shard=size,
-                )  # fmt: skip
-
-
 def describe_dataset(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """`configs` and `dataset_info` of the card, as the datasets library computes them.
 
@@ -385,64 +300,3 @@ def _check_apart(records: Mapping[str, Mapping[str, Any]], remote: Remote) -> No
             other = owner.setdefault((match["split"], number), stem)
             if other != stem:
                 raise ValueError(f"{remote} holds parts of {stem} in {other}, from another push: run this push again")
-
-
-def _parts_per_shard(folder: Path, records: Sequence[PartRecord], settle: bool) -> int:
-    path = folder / "manifest" / "shards.json"
-    try:
-        return max(1, int(read_json(path)["parts_per_shard"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        mean = sum(record.bytes for record in records) / len(records)
-        size = max(1, round(SHARD_BYTES / max(mean, 1)))
-        if settle:
-            write_atomically(path, json.dumps({"parts_per_shard": size}) + "\n")
-        return size
-
-
-def _merge(shard: Shard, scratch: Path) -> Path:
-    """All parts in one file, row group after row group; memory holds one at a time."""
-    path = scratch / f"{shard.stem}.parquet"
-    with open_writer(path) as writer:
-        for part in shard.parts:
-            with pq.ParquetFile(part) as file:
-                for number in range(file.num_row_groups):
-                    writer.write_table(file.read_row_group(number))
-    return path
-
-
-def _file(shard: Shard, scratch: Path) -> Path:
-    """The shard as one file: its only part, or all of them put together."""
-    if len(shard.parts) == 1:
-        return shard.parts[0]
-    for part, record in zip(shard.parts, shard.records, strict=True):
-        if not record.fits(part):
-            raise ValueError(f"{part} is damaged: run preprocess again, which makes it anew, then push again")
-    return _merge(shard, scratch)
-
-
-def _checked(content: bytes, stem: str) -> dict[str, Any]:
-    """The record of a shard, of the types that it must have (ValueError where it is not)."""
-    record = asdict(build(ShardRecord, parse_json(content, f"the record of {stem}"), f"the record of {stem}: "))
-    if record["parts_per_shard"] < 1:
-        raise ValueError(f"the record of {stem} has parts_per_shard={record['parts_per_shard']}: it is damaged")
-    return record
-
-
-def _record(shard: Shard, path: Path) -> dict[str, Any]:
-    parts = list(zip(shard.parts, shard.records, strict=True))
-    return {
-        "parts_per_shard": shard.parts_per_shard,
-        "parts": [asdict(record) for record in shard.records],
-        "kept": sum(record.kept for record in shard.records),
-        "bytes": path.stat().st_size,
-        "arrow_bytes": sum(record.arrow_bytes or arrow_bytes(part) for part, record in parts),
-        "sha256": shard.records[0].sha256 if len(parts) == 1 else file_digest(path, "sha256"),
-    }
-
-
-def _free(folder: Path, shard: Shard, remote: Remote) -> None:
-    """Delete the parts of a shard, which is there, and note where it is."""
-    for part, record in zip(shard.parts, shard.records, strict=True):
-        if part.is_file():
-            replace(record, pushed=str(remote)).write(folder / "manifest" / f"{part.stem}.json")
-            part.unlink()

@@ -23,10 +23,10 @@ from ar_t2i.data.captions import clean_caption
 from ar_t2i.data.card import describe, write_card
 from ar_t2i.data.dataset import check_codes, load_rows
 from ar_t2i.data.decode import Decoder
+from ar_t2i.data.hub_shards import finished_shards, parse_shard_record
 from ar_t2i.data.images import prepare
 from ar_t2i.data.parts import PartRecord, PartWriter
 from ar_t2i.data.preview import read_captions
-from ar_t2i.data.push import _checked, finished_shards
 from ar_t2i.data.sample import Reason, Sample
 from ar_t2i.data.shards import expand_sources, iterate_samples
 from ar_t2i.data.streamed import StreamedDataset
@@ -311,7 +311,7 @@ def test_records_of_other_types_are_none(tmp_path, changes):
     (tmp_path / "x.json").write_text(json.dumps(asdict(RECORD) | changes))
     assert PartRecord.read(tmp_path / "x.json") is None
     with pytest.raises(ValueError, match="the record of x"):
-        _checked(json.dumps({"parts": [asdict(RECORD) | changes]}).encode(), "x")
+        parse_shard_record(json.dumps({"parts": [asdict(RECORD) | changes]}).encode(), "x")
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "[" * 10**5, '{"num_codes": NaN}', "\ud800"])

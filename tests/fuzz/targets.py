@@ -27,12 +27,12 @@ from ar_t2i.config import add_flags, build, from_flags, gather, load
 from ar_t2i.data.captions import clean_caption
 from ar_t2i.data.card import write_card
 from ar_t2i.data.dataset import check_card, check_codes
+from ar_t2i.data.hub_shards import parse_shard_record
 from ar_t2i.data.images import prepare
 from ar_t2i.data.manifest import TokenizedFolder
 from ar_t2i.data.parts import SCHEMA, PartRecord
 from ar_t2i.data.preprocess import PreprocessConfig
 from ar_t2i.data.preview import read_captions
-from ar_t2i.data.push import _checked
 from ar_t2i.data.shards import expand_sources, iterate_samples
 from ar_t2i.hub.cards import plain, published_card, read_card
 from ar_t2i.image_tokenizer import load_image_tokenizer
@@ -210,7 +210,9 @@ def _manifests(home: Path) -> dict[str, Target]:
     files = [record, json.dumps(FACTS).encode(), CARD]
     return {
         "part record": Target([record], lambda data: PartRecord.of(parse_json(data, "x"), "x"), change_json, 60_000),
-        "shard record": Target([json.dumps(shard).encode()], lambda data: _checked(data, "x"), change_json, 30_000),
+        "shard record": Target(
+            [json.dumps(shard).encode()], lambda data: parse_shard_record(data, "x"), change_json, 30_000
+        ),
         "dataset folder": Target(files, folder, lambda rng, seeds: _either(rng, seeds), 15_000),
         "manifest": Target(files[1:2], card_of, change_json, 15_000),
         "card": Target([CARD], cards, change_bytes, 40_000),

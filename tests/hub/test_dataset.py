@@ -15,6 +15,7 @@ from hub_content import commits, content
 from huggingface_hub import HfApi, constants
 
 from ar_t2i import push as verb
+from ar_t2i.data import hub_shards
 from ar_t2i.data import push as dataset
 from ar_t2i.data.dataset import load_rows
 from ar_t2i.data.preprocess import PreprocessConfig, preprocess
@@ -102,7 +103,7 @@ def test_the_card_says_what_the_datasets_library_computes(hub, tokens, tmp_path)
 
 
 def test_part_by_part_while_it_is_made_and_larger_than_the_disk(hub, tokens, monkeypatch, tmp_path):
-    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    monkeypatch.setattr(hub_shards, "SHARD_BYTES", 1)
     folder = tokens()
     hidden = [
         folder / kind / f"train-00002-of-00004.{end}" for kind, end in (("data", "parquet"), ("manifest", "json"))
@@ -124,7 +125,7 @@ def test_part_by_part_while_it_is_made_and_larger_than_the_disk(hub, tokens, mon
 
 
 def test_two_pushes_at_once_both_end_complete(hub, tokens, monkeypatch):
-    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    monkeypatch.setattr(hub_shards, "SHARD_BYTES", 1)
     folders = {split: tokens(split, out=split) for split in ("train", "validation")}
     errors = []
 
@@ -148,7 +149,7 @@ def test_two_pushes_at_once_both_end_complete(hub, tokens, monkeypatch):
 
 def test_a_push_that_follows_preprocessing_sends_all_of_it(hub, pictures, tmp_path, monkeypatch, command,
                                                            image_tokenizer_folder, vocabulary_folder):  # fmt: skip
-    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    monkeypatch.setattr(hub_shards, "SHARD_BYTES", 1)
     monkeypatch.setattr(verb, "FOLLOW_PAUSE", 0.05)
     out, made = tmp_path / "tokens", []
     line = ("preprocess", str(pictures / "scenes-train-*.tar"), "--out", str(out), "--batch-size", "1")
@@ -169,7 +170,7 @@ def test_a_push_that_follows_preprocessing_sends_all_of_it(hub, pictures, tmp_pa
 
 
 def test_parts_are_deleted_only_when_the_hub_holds_them(hub, tokens, monkeypatch):
-    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    monkeypatch.setattr(hub_shards, "SHARD_BYTES", 1)
     folder = tokens()
     expected = rows_of(folder, "train")
     push(config_of(folder))
@@ -266,7 +267,7 @@ def test_without_network_each_revision_is_its_own(hub, tokens, monkeypatch):
 
 
 def test_an_interrupted_push_is_finished_by_the_next(hub, tokens, monkeypatch):
-    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    monkeypatch.setattr(hub_shards, "SHARD_BYTES", 1)
     folder = tokens()
     monkeypatch.setattr(dataset, "SHARDS_AT_ONCE", 1)
     hub.fail(method="POST", path="/commit/", nth=3, status=401, times=1)

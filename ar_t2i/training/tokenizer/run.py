@@ -180,7 +180,11 @@ class TokenizerTask:
 
     def export(self, trained: nn.Module, step: int) -> None:
         """The averaged weights with their config."""
-        replace_directory(self.output / self.result, trained.save_pretrained)  # type: ignore[arg-type]
+        replace_directory(self.output / self.result, lambda folder: self.write(trained, folder))
+
+    def write(self, trained: nn.Module, folder: Path) -> None:
+        """Into a folder that is put in place when it is whole."""
+        trained.save_pretrained(folder)  # type: ignore[operator]
 
 
 def run(config: Config, recipe: str, make: Callable[[Config, Accelerator], TokenizerTask], resume: str = "") -> Path:

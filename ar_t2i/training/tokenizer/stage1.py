@@ -56,10 +56,10 @@ class _Stage1Task(TokenizerTask):
             config, model, objective, [codes], accelerator, image_size=model.image_size, result="stage1", facts=facts
         )
 
-    def export(self, trained: nn.Module, step: int) -> None:
+    def write(self, trained: nn.Module, folder: Path) -> None:
         """The averaged weights in the published schema, and the VQGAN's fingerprint beside them."""
-        super().export(trained, step)
-        (self.output / self.result / _PROXY_FILE).write_text(json.dumps({"vqgan": self.proxy}) + "\n")
+        super().write(trained, folder)
+        (folder / _PROXY_FILE).write_text(json.dumps({"vqgan": self.proxy}) + "\n")
 
 
 def check_proxy(stage1: str, vqgan: MaskGITVQGAN) -> None:
