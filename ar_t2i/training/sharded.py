@@ -18,8 +18,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ar_t2i.training.checkpoint import Saved
-from ar_t2i.training.optim import Ema, OptimConfig
-from ar_t2i.training.parallel import Parallel, check_strategy, whole
+from ar_t2i.training.optim import Ema, OptimConfig, make_optimizer
+from ar_t2i.training.parallel import Parallel, check_strategy, no_decay, whole
 from ar_t2i.training.task import Task
 
 
@@ -43,10 +43,11 @@ class Sharded(Parallel):
         self.task, self.accelerator = task, accelerator
         self.ema = Ema(task.trained, optim.ema_decay) if optim.ema_decay else None
         self.plain = self.ema.module if self.ema else copy.deepcopy(task.trained).requires_grad_(False).eval()
+        names = no_decay(task)
         self.module = _shard(task, accelerator)
         if self.ema:
             self.ema.follow(task.trained)
-        self.optimizer = self._new_optimizer(optim)
+        self.optimizer = make_optimizer(task.trained, optim, names)
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ar_t2i.training.checkpoint import Saved
-from ar_t2i.training.optim import Ema, OptimConfig
-from ar_t2i.training.parallel import Parallel, check_strategy
+from ar_t2i.training.optim import Ema, OptimConfig, make_optimizer
+from ar_t2i.training.parallel import Parallel, check_strategy, no_decay
 from ar_t2i.training.sharded import gathered
 from ar_t2i.training.task import Task
 
@@ -34,7 +34,7 @@ class Zero(Parallel):
         check_strategy("DeepSpeed", task, optim, compile)
         self.task, self.accelerator = task, accelerator
         self.ema = Ema(task.trained, optim.ema_decay) if optim.ema_decay else None
-        optimizer = self._new_optimizer(optim)
+        optimizer = make_optimizer(task.trained, optim, no_decay(task))
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.module, self.optimizer = _partition(task, optimizer, optim.clip_norm, accelerator)
         if self.ema:
