@@ -47,3 +47,9 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 256 * 2**20)
+
+
+def return_freed_memory() -> None:
+    """Give what glibc keeps back to the system, now and then: between pieces, it would grow with their number."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

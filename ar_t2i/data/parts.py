@@ -33,8 +33,8 @@ SCHEMA = pa.schema(
     ]
 )
 """The columns of the published dataset darshanmakwana/cc3m_tokenized."""
-ROWS_PER_GROUP = 10_000
-"""Rows of a parquet row group, about 10 MB: what a reader that wants few rows must decode."""
+ROWS_PER_GROUP = 2_000
+"""Rows of a parquet row group, about 2 MB: what a reader that wants few rows must decode, and a writer holds."""
 MOST_EXAMPLES = 20
 """Keys of dropped samples that a record lists for each reason."""
 
@@ -104,7 +104,7 @@ class PartWriter:
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     record: PartRecord | None = None
-    _waiting: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in SCHEMA.names})
+    _waiting: list[pa.RecordBatch] = field(default_factory=list)
     _file: pq.ParquetWriter | None = None
 
     def add(
@@ -113,10 +113,10 @@ class PartWriter:
         """Add rows: `codes` is (B, T) int64, the others have B entries."""
         rows = codes.tolist()
         sequences = [sequence_text(*pair) for pair in zip(captions, rows, strict=True)]
-        for waiting, column in zip(self._waiting.values(), (keys, rows, ids, captions, sequences), strict=True):
-            waiting.extend(column)
+        columns = (keys, rows, ids, captions, sequences)
+        self._waiting.append(pa.record_batch(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA))
         self.kept += len(keys)
-        while len(self._waiting["__key__"]) >= ROWS_PER_GROUP:
+        while sum(map(len, self._waiting)) >= ROWS_PER_GROUP:
             self._flush()
 
     def drop(self, key: str, reason: Reason) -> None:
@@ -143,10 +143,10 @@ class PartWriter:
     def _flush(self) -> None:
         if self._file is None:
             self._file = open_writer(self.path)
-        group = {name: rows[:ROWS_PER_GROUP] for name, rows in self._waiting.items()}
-        self._waiting = {name: rows[ROWS_PER_GROUP:] for name, rows in self._waiting.items()}
-        if group["__key__"]:  # the datasets library stumbles over a row group without rows, not over a file without
-            self._file.write_table(pa.table(group, schema=SCHEMA))
+        rows = pa.Table.from_batches(self._waiting, SCHEMA).combine_chunks()  # so that bytes tell nothing of batches
+        group, self._waiting = rows[:ROWS_PER_GROUP], rows[ROWS_PER_GROUP:].to_batches()
+        if len(group):  # the datasets library stumbles over a row group without rows, not over a file without
+            self._file.write_table(group)
 
 
 @contextmanager

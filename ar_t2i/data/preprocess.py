@@ -14,6 +14,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow
 import torch
 
 import ar_t2i
@@ -26,7 +27,7 @@ from ar_t2i.data.preview import draw_preview
 from ar_t2i.data.progress import Progress
 from ar_t2i.data.sample import UnreadableShard
 from ar_t2i.data.shards import Shard, expand_sources, iterate_samples
-from ar_t2i.device import keep_freed_memory
+from ar_t2i.device import keep_freed_memory, return_freed_memory
 from ar_t2i.hub.names import resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.vocabulary import Vocabulary
@@ -122,7 +123,6 @@ def preprocess(config: PreprocessConfig) -> Report:
         ValueError: sources that match nothing, tokenizers that do not load or do not fit, a folder that cannot be
             written or was made with other settings, a killed worker; or, after all else is done, unreadable shards.
     """
-    keep_freed_memory()
     shards = expand_sources(config.sources, image_column=config.image_column, caption_column=config.caption_column)
     vocabulary = Vocabulary.from_pretrained(resolve(config.vocabulary or _shipped_vocabulary()))
     return tokenize_shards(shards, load_image_tokenizer(resolve(config.image_tokenizer)), vocabulary, config)
@@ -157,6 +157,8 @@ def _tokenize_here(
     config: PreprocessConfig, progress: Progress,
 ) -> dict[int, UnreadableShard]:  # fmt: skip
     """Write the parts `todo`; returns the shards that could not be read."""
+    keep_freed_memory()
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # its own is not trimmed
     unreadable: dict[int, UnreadableShard] = {}
     used = folder.arithmetics()
     encode = Encoder(image_tokenizer, _device(config), config.dtype, used, progress.say, folder.settle)
@@ -173,6 +175,7 @@ def _tokenize_here(
                         part.add([item.key for item in batch], captions, codes, ids)
                         part.arithmetic = encode.arithmetic
                 progress.finish(folder.path(number).stem, folder.records[number])
+                return_freed_memory()
                 if progress.shown:
                     _show_rows(folder, image_tokenizer, encode.device)
             except UnreadableShard as error:

@@ -3,8 +3,7 @@
 import multiprocessing
 import os
 import signal
-import time
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 import torch
@@ -52,14 +51,14 @@ def test_workers_end_though_an_error_holds_what_they_were_read_with():
 
 
 def test_a_worker_reads_on_after_a_signal_but_not_for_ever(monkeypatch):
-    monkeypatch.setattr(workers, "GRACE", 2)
+    monkeypatch.setattr(workers, "GRACE", 5)
     with closing(fetch_ahead(Numbers(), 1)) as items:
         next(items)
         (worker,) = multiprocessing.active_children()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             os.kill(worker.pid, number)
         assert [next(items)[0] for _ in range(20)] == list(range(1, 21)) and worker.is_alive()
-        started = time.monotonic()
-        with pytest.raises(RuntimeError, match="Alarm clock"):  # torch tells of it where a run still reads
+        with suppress(RuntimeError):  # by which torch tells a run that still reads
             worker.join(30)
-        assert time.monotonic() - started < 20 and not worker.is_alive()
+        worker.join(30)
+        assert worker.exitcode == -signal.SIGALRM
