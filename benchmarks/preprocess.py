@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
-    keep_freed_memory()  # as the verb does
+    keep_freed_memory()
     shards = expand_sources(options.sources)
     tokenizer = load_image_tokenizer(options.image_tokenizer)
     encoder = Encoder(tokenizer, options.device, options.dtype)

@@ -69,12 +69,12 @@ def small_disk(tmp_path):
 
 @pytest.fixture
 def little_memory():
-    """A test may have 200 MB more than it had."""
+    """A test may have 100 MB more than it had."""
     tracemalloc.start()
     yield
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 200 * 2**20
+    assert peak < 100 * 2**20
 
 
 @pytest.fixture

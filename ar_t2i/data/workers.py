@@ -1,17 +1,18 @@
 """Processes that make batches ready."""
 
+import atexit
 import signal
+import sys
 from collections.abc import Generator
-from types import FrameType
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals that ask a run for a checkpoint and an end: what schedulers send before they take the machine away."""
-GRACE = 60
-"""Seconds that a worker goes on after SIGTERM: more than the last step of its run takes."""
 
 
 def fetch_ahead(dataset: Any, workers: int, **options: Any) -> Generator[Any]:
@@ -20,23 +21,39 @@ def fetch_ahead(dataset: Any, workers: int, **options: Any) -> Generator[Any]:
     `options` are those of torch's DataLoader.
     """
     loader = DataLoader(
-        dataset, batch_size=None, num_workers=workers, worker_init_fn=_outlive_signals,
+        dataset, batch_size=None, num_workers=workers, worker_init_fn=_ignore_signals,
         generator=torch.Generator(), **options,  # it would draw from the one that dropout reads
     )  # fmt: skip
     items = iter(loader)
+    end, finalizing = partial(_end, items), sys.is_finalizing
+    if workers:  # an error's traceback may hold `items`, and the interpreter would wait for workers at its end
+        atexit.register(end)
     try:
         yield from items
     finally:
-        if workers:  # an error's traceback may hold `items`, and the interpreter would wait for its workers at the end
-            items._shutdown_workers()  # type: ignore[attr-defined]
+        if workers and not finalizing():  # when the interpreter has ended them, and taken its modules apart
+            atexit.unregister(end)
+            end()
 
 
-def _outlive_signals(worker: int) -> None:
-    """Go on reading for a while: schedulers send their signals to all processes of a job."""
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM and not signal.getitimer(signal.ITIMER_REAL)[0]:
-            signal.alarm(GRACE)  # whose signal ends the process
-
+def _ignore_signals(worker: int) -> None:
+    """Go on reading until the main process says otherwise: schedulers send their signals to all processes of a job."""
     for number in STOPPING:
-        signal.signal(number, hear)
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end(items: Any) -> None:
+    """End the workers of torch's iterator at once; its own way waits seconds for each that is at work."""
+    if items._shutdown:
+        return
+    items._shutdown = True
+    items._workers_done_event.set()
+    # Or torch would raise an error for each of them.
+    signal_handling._remove_worker_pids(id(items))  # pyright: ignore[reportPrivateImportUsage]
+    items._worker_pids_set = False
+    for worker in items._workers:
+        worker.kill()
+        worker.join()
+    for waiting in items._index_queues:
+        waiting.cancel_join_thread()
+        waiting.close()

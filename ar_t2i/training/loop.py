@@ -100,7 +100,7 @@ def train(
     reading = closing(task.read(step * accumulation, config.steps * accumulation))
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process, mininterval=1)
     meter = _Meter()
-    with Metrics(accelerator, output, task.facts, step) as metrics, Watch(accelerator) as watch, reading as batches:
+    with Watch(accelerator) as watch, Metrics(accelerator, output, task.facts, step) as metrics, reading as batches:
         if step:  # whatever follows a checkpoint may not have been done
             _show(task, parallel, step, config, metrics)
         while step < config.steps:
@@ -126,7 +126,9 @@ def train(
             meter.restart()
         bar.close()
         if guard.skipped:
-            metrics.say(f"{guard.skipped:,} of {config.steps:,} steps were skipped: loss or gradient was too large")
+            metrics.say(
+                f"{guard.skipped:,} of {config.steps:,} steps were skipped: loss or gradient was out of bounds"
+            )
     leave(accelerator)
 
 

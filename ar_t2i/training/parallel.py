@@ -105,13 +105,21 @@ class Parallel(Spread):
         """
         weights = dict(self.task.trained.named_parameters())
         stored = load_checkpoint(path, weights, self._averages(), self.task.companions, self.place)
-        groups = self.optimizer.state_dict()["param_groups"]
-        if [_kind(group) for group in stored["param_groups"]] != [_kind(group) for group in groups]:
-            raise ValueError(f"{path} is of another optimizer: set optim.name back, or start anew in another output")
+        groups = self.optimizer_groups()
         try:
+            if any("muon" in group for group in stored["param_groups"]) != any("muon" in group for group in groups):
+                raise ValueError(f"{path} is of another optimizer: set optim.name back, or give another output")
+            if [len(group["params"]) for group in stored["param_groups"]] != [
+                len(group["params"]) for group in groups
+            ]:
+                raise KeyError("params")
             self.load_optimizer(stored["state"], groups)
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:  # states of something else
             raise ValueError(f"{path} holds states that do not fit this run: resume from an older one") from error
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's options, group by group, with the numbers of their parameters."""
+        return self.optimizer.state_dict()["param_groups"]
 
     def load_optimizer(self, states: dict[int, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
         """Take the optimizer's states, whole, by the numbers that parameters have in `groups`."""
@@ -144,15 +152,14 @@ class Parallel(Spread):
         return dict(zip(names, self.ema.averages, strict=True))
 
 
+def _sizes(groups: Sequence[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
+
+
 def no_decay(task: Task) -> set[str]:
     """Names of the parameters that do not decay; to be asked for before they are cut up, which replaces them."""
     kept = {id(parameter) for parameter in task.no_decay}
     return {name for name, parameter in task.trained.named_parameters() if id(parameter) in kept}
-
-
-def _kind(group: dict[str, Any]) -> tuple[bool, int]:
-    """What a group of another optimizer would not have."""
-    return "muon" in group, len(group["params"])
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
@@ -170,9 +177,13 @@ def _total_norm(gradients: Sequence[Tensor]) -> Tensor:
     On CPUs squares are added up in float64: in float32 they are added one after the other, and 300,000 of them are
     wrong by 2e-5, in another way for each way of cutting them up.
     """
+    if not gradients:
+        return torch.zeros(())
     parts = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    precise = torch.float64 if parts[0].device.type == "cpu" else torch.float32
-    square = torch.stack([torch.linalg.vector_norm(part, dtype=precise) for part in parts]).square().sum()
+    if parts[0].device.type == "cpu":
+        square = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]).square().sum()
+    else:
+        square = nn.utils.get_total_norm(parts).square()
     if isinstance(gradients[0], DTensor):
         torch.distributed.all_reduce(square, group=gradients[0].device_mesh.get_group())
     return square.sqrt().float()

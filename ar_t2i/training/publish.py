@@ -23,7 +23,7 @@ ATTEMPTS = 4
 FIRST_PAUSE = 10.0
 """Seconds before the second of them; twice as long before each further one."""
 LONGEST = 6 * 3600.0
-"""Seconds after which a push is given up: enough for a model of tens of GB on a slow line."""
+"""Seconds after which a push is given up, and all pushes at the end of a run together: enough for tens of GB."""
 BRANCH = "training"
 """Where the state of a run that is not finished lies."""
 
@@ -93,15 +93,18 @@ class Publisher:
         """
         with self.lock:
             thread, self.waiting = self.thread, []
+        deadline = time.monotonic() + LONGEST
         if thread is not None:
-            thread.join()
+            thread.join(LONGEST)
         try:
             pause, arguments = FIRST_PAUSE, [str(bundle), "--to", self.config.repo, *self._options()]
             for attempt in range(1, ATTEMPTS + 1):
-                problem = self._push(arguments)
+                problem = self._push(arguments, max(1.0, deadline - time.monotonic()))
                 if not problem:
                     self.say(f"pushed {bundle} to {self.config.repo}")
                     return True
+                if time.monotonic() + pause >= deadline:
+                    break
                 if attempt < ATTEMPTS:
                     self.say(f"{problem}; next attempt in {pause:.0f} s")
                     time.sleep(pause)
@@ -130,14 +133,14 @@ class Publisher:
             for path in paths:
                 shutil.rmtree(path.parent, ignore_errors=True)
 
-    def _push(self, arguments: list[str]) -> str:
-        """Run one push; returns what went wrong, or ""."""
+    def _push(self, arguments: list[str], longest: float = LONGEST) -> str:
+        """Run one push of at most so many seconds; returns what went wrong, or ""."""
         line = [sys.executable, "-m", "ar_t2i.cli", "push", *arguments]
         quiet = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         try:
-            done = subprocess.run(line, capture_output=True, text=True, check=False, env=quiet, timeout=LONGEST)
+            done = subprocess.run(line, capture_output=True, text=True, check=False, env=quiet, timeout=longest)
         except subprocess.TimeoutExpired:
-            return f"a push did not end in {LONGEST:,.0f} s"
+            return f"a push did not end in {longest:,.0f} s"
         said = done.stderr.strip().splitlines() or [f"a push ended with code {done.returncode}"]
         return "" if done.returncode == 0 else said[-1]
 

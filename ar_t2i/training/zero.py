@@ -44,20 +44,24 @@ class Zero(Parallel):
         """As of `Parallel`, DeepSpeed's states in the form of torch's optimizer."""
         from deepspeed.utils import safe_get_full_optimizer_state as full  # pyright: ignore
 
-        inner = self.optimizer.optimizer
-        step = next((state["step"] for state in inner.state.values()), None)
-        states, groups, start = {}, [], 0
+        step = next((state["step"] for state in self.optimizer.optimizer.state.values()), None)
+        states = {}
         self._link()
         if step is not None:
             for index, parameter in enumerate(self.parameters):
                 moments = gathered(((name, full(parameter, name)) for name in MOMENTS), self.accelerator)
                 states[index] = {"step": step.clone(), **moments}
-        for group, flat in zip(inner.param_groups, self.optimizer.bit16_groups, strict=True):
+        weights = dict(self.task.trained.named_parameters())
+        return Saved(weights, self._averages(), {"state": states, "param_groups": self.optimizer_groups()})
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """As of `Parallel`; DeepSpeed makes one tensor of each group."""
+        groups, start = [], 0
+        for group, flat in zip(self.optimizer.optimizer.param_groups, self.optimizer.bit16_groups, strict=True):
             indices = list(range(start, start + len(flat)))
             groups.append({**{name: value for name, value in group.items() if name != "params"}, "params": indices})
             start += len(flat)
-        weights = dict(self.task.trained.named_parameters())
-        return Saved(weights, self._averages(), {"state": states, "param_groups": groups})
+        return groups
 
     def load_optimizer(self, states: dict[int, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
         """As of `Parallel`; DeepSpeed's copy of the weights follows them."""

@@ -118,7 +118,8 @@ def test_examples_of_drops_are_few(kit, run, tmp_path):
     assert record["dropped"] == {"image-empty": 50} and len(record["examples"]["image-empty"]) == 20
 
 
-def test_workers_and_batches_do_not_change_a_byte(kit, run, tmp_path, source):
+def test_workers_and_batches_do_not_change_a_byte(kit, run, tmp_path, source, monkeypatch):
+    monkeypatch.setattr(parts, "ROWS_PER_GROUP", 10)
     hostile = {number + 30: files for number, files in kit.hostile_files().items()}
     kit.write_tar(tmp_path / "in" / "a-1.tar", range(30, 60), hostile)
     outcomes = []

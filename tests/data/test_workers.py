@@ -3,20 +3,23 @@
 import multiprocessing
 import os
 import signal
-from contextlib import closing, suppress
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
 
-from ar_t2i.data import workers
 from ar_t2i.data.workers import fetch_ahead
 
 
 class Numbers(torch.utils.data.Dataset):
-    """Each item tells who made it; item 3 fails where that is asked for."""
+    """Each item tells who made it; item 3 fails, or all after item 0 take so many seconds, where that is asked for."""
 
-    def __init__(self, fails: bool = False) -> None:
-        self.fails = fails
+    def __init__(self, fails: bool = False, slow: float = 0) -> None:
+        self.fails, self.slow = fails, slow
 
     def __len__(self) -> int:
         return 50
@@ -24,6 +27,8 @@ class Numbers(torch.utils.data.Dataset):
     def __getitem__(self, number: int) -> tuple[int, int]:
         if self.fails and number == 3:
             raise ValueError("item 3 cannot be read")
+        if number:
+            time.sleep(self.slow)
         return number, os.getpid()
 
 
@@ -50,15 +55,31 @@ def test_workers_end_though_an_error_holds_what_they_were_read_with():
     assert error.traceback and not multiprocessing.active_children()
 
 
-def test_a_worker_reads_on_after_a_signal_but_not_for_ever(monkeypatch):
-    monkeypatch.setattr(workers, "GRACE", 5)
+def test_a_worker_reads_on_after_a_scheduler_signals_it():
     with closing(fetch_ahead(Numbers(), 1)) as items:
         next(items)
         (worker,) = multiprocessing.active_children()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             os.kill(worker.pid, number)
-        assert [next(items)[0] for _ in range(20)] == list(range(1, 21)) and worker.is_alive()
-        with suppress(RuntimeError):  # by which torch tells a run that still reads
-            worker.join(30)
-        worker.join(30)
-        assert worker.exitcode == -signal.SIGALRM
+        assert [number for number, _ in items] == list(range(1, 50))
+
+
+def test_workers_that_are_busy_end_at_once():
+    """A run that is told to stop has seconds for its checkpoint."""
+    items = fetch_ahead(Numbers(slow=60), 2)
+    next(items)
+    started = time.monotonic()
+    items.close()
+    assert not multiprocessing.active_children() and time.monotonic() - started < 30
+
+
+def test_the_interpreter_ends_though_nobody_closed_the_reading(tmp_path):
+    script = """
+import test_workers
+items = test_workers.fetch_ahead(test_workers.Numbers(slow=600), 2)
+next(items)
+print("read")
+"""
+    path = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", script], env=path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and done.stdout == "read\n" and not done.stderr

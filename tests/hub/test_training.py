@@ -68,15 +68,16 @@ def test_a_checkpoint_of_the_hub_is_found_again_without_network(hub, monkeypatch
 
 
 def test_a_push_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    told = []
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(publish, "LONGEST", 6.0)
+        monkeypatch.setattr(publish, "LONGEST", 12.0)
         monkeypatch.setattr(publish.Publisher, "_try", lambda self: None)
-        problem = publish.Publisher(HubConfig(**REPO), tmp_path, print)._push(
-            [str(shipped_bundle()), "--to", "tester/birds"]
-        )
-    assert problem == "a push did not end in 6 s"
+        assert not publish.Publisher(HubConfig(**REPO), tmp_path, told.append).finish(shipped_bundle())
+        silent.settimeout(0)
+        silent.accept()[0].close()
+    assert len(told) == 1 and told[0].startswith("a push did not end in 12 s\nthe bundle is complete in")
 
 
 def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
@@ -100,7 +101,7 @@ def test_while_one_push_is_under_way_only_the_newest_state_waits(tmp_path, monke
 
     begun, go_on, pushed = threading.Event(), threading.Event(), []
 
-    def slow(self, arguments):
+    def slow(self, arguments, longest=0):
         pushed.append((arguments[0].rsplit("/", 1)[-1], Path(arguments[0], "state.json").read_text()))
         begun.set()
         assert go_on.wait(10)
