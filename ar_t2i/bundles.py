@@ -24,7 +24,8 @@ from ar_t2i.hub.names import download, resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.model.build import load_causal_lm
 from ar_t2i.sampling.logits import SamplingConfig
-from ar_t2i.sampling.network import Qwen3, network_of
+from ar_t2i.sampling.network import network_of
+from ar_t2i.sampling.qwen3 import Qwen3
 from ar_t2i.untrusted import read_json
 from ar_t2i.vocabulary import Vocabulary
 from ar_t2i.words import fingerprint_of_words, read_words, write_words

@@ -13,7 +13,8 @@ from torch import Tensor
 from ar_t2i.bundles import Bundle, load_bundle, with_options
 from ar_t2i.sampling.decoder import check_length, generate
 from ar_t2i.sampling.logits import SamplingConfig
-from ar_t2i.sampling.network import Qwen3, network_of
+from ar_t2i.sampling.network import network_of
+from ar_t2i.sampling.qwen3 import Qwen3
 from ar_t2i.words import words_of
 
 if TYPE_CHECKING:

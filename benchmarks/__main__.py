@@ -1,4 +1,4 @@
-"""Run the benchmarks and print their tables: python -m benchmarks [--device cuda] [--small] [sampling training ...]."""
+"""Run the benchmarks and print their tables: python -m benchmarks [--device cuda] [--small] [NAME ...]."""
 
 import argparse
 import importlib

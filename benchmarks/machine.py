@@ -50,7 +50,7 @@ def describe(device: str = "cpu") -> str:
 
 
 def compare(ways: Mapping[str, Callable[[], object]], device: str = "cpu", times: int = 5) -> dict[str, Timing]:
-    """Time several ways to do one thing, in turns, so that what else the machine does falls on all; one run warms up."""
+    """Time several ways in turns, so that what else the machine does falls on all; one run of each warms up."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(times + 1):
         for name, work in ways.items():

@@ -1,26 +1,28 @@
-"""Seconds from a caption of 12 ids to 32 codes, with guidance: this sampler against transformers' own `generate`.
+"""From a caption of 12 ids to 32 codes, with guidance: this sampler against transformers' own `generate`.
 
-    python benchmarks/sampling.py [--sizes 10 100 330] [--batches 1 16] [--device cuda]
-
-Both have the same random weights, prompts, guidance, threads and dtype; the faster of float32 and bfloat16 counts, and
-for `generate` the faster of its dynamic and its static cache. With greedy choice in float32 the codes must be equal.
-The floor is the time in which the machine reads all weights that a step needs, once a step.
+Both have the same random weights, prompts, guidance, threads and dtype. The faster of float32 and bfloat16 counts, and
+for `generate` the faster of its dynamic and its static cache (which it compiles itself, on a GPU). With greedy choice
+in float32 the codes must be equal. The floor is the time in which the machine reads the weights that a step needs, and
+multiplies by them, once a step.
 """
 
-import argparse
+import gc
+import tempfile
 from functools import partial
+from pathlib import Path
 
 import torch
-from machine import bandwidth, describe, seconds
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.utils import logging
 
-from ar_t2i.bundles import shipped_bundle
-from ar_t2i.model.build import ModelConfig, build_model
+from ar_t2i.device import has_fast_bf16
+from ar_t2i.model.build import ModelConfig, as_rows, build_model
 from ar_t2i.sampling.decoder import generate
 from ar_t2i.sampling.logits import SamplingConfig
-from ar_t2i.sampling.network import network_of
+from ar_t2i.sampling.qwen3 import Qwen3
 from ar_t2i.sequence import prompt_ids
 from ar_t2i.vocabulary import Vocabulary
+from benchmarks.machine import Options, Timing, bandwidth, compare, matrix_rate
 
 SIZES = {
     10: ModelConfig(hidden_size=256, num_layers=6, intermediate_size=768, head_dim=64),
@@ -56,50 +58,54 @@ def by_transformers(model: PreTrainedModel, vocabulary: Vocabulary, prompts: tor
     return vocabulary.ids_to_codes(found[:, prompts.shape[1] :].cpu().numpy())
 
 
-def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--times", type=int, default=5)
-    options = parser.parse_args()
-    rate = bandwidth(options.device)
-    print(f"{describe(options.device)}; reads {rate / 1e9:.1f} GB/s\n")
-    print("| parameters | batch | generate, s | ar_t2i, s | ratio | floor, s | over the floor |\n" + "|---" * 7 + "|")
-    for size in options.sizes:
-        for batch in options.batches:
-            measure(size, batch, rate, options.device, options.times)
+def run(options: Options) -> None:
+    """Print the table."""
+    logging.disable_progress_bar()
+    reads = bandwidth(options.device)
+    dtypes = (torch.float32, torch.bfloat16) if has_fast_bf16(torch.device(options.device)) else (torch.float32,)
+    rates = {dtype: matrix_rate(dtype, options.device) for dtype in dtypes}
+    multiplies = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {str(dtype)[6:]}" for dtype, rate in rates.items())
+    print(f"reads {reads / 1e9:.1f} GB/s, multiplies {multiplies}\n")
+    print("| parameters | batch | generate | ar_t2i | ratio | floor | over it |\n" + "|---" * 7 + "|")
+    for size in (10,) if options.small else SIZES:
+        for batch in (1, 2) if options.small else (1, 16):
+            measure(size, batch, reads, rates, options)
 
 
-def measure(size: int, batch: int, rate: float, device: str, times: int) -> None:
+def measure(size: int, batch: int, reads: float, rates: dict[torch.dtype, float], options: Options) -> None:
     """One line."""
-    vocabulary = Vocabulary.from_pretrained(shipped_bundle())
-    model = build_model(SIZES[size], vocabulary, seed=0).eval().to(device)
-    captions = [list(range(300 + row, 300 + row + CAPTION)) for row in range(batch)]
-    prompts = torch.stack([torch.from_numpy(prompt_ids(vocabulary, caption)) for caption in captions]).to(device)
-    uniform_BT, config = torch.zeros(batch, CODES), SamplingConfig(temperature=0.0, guidance_scale=GUIDANCE)
-    theirs, ours = {}, {}
-    for dtype in (torch.float32, torch.bfloat16):
+    vocabulary = Vocabulary.from_pretrained(Path(__file__).parent.parent / "tokenizer")
+    model = build_model(SIZES[size], vocabulary, seed=0).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        network = Qwen3.from_folder(Path(folder)).to(options.device)
+    model.to(options.device)
+    captions = [[int(text_id) for text_id in vocabulary.text_ids[row : row + CAPTION]] for row in range(batch)]
+    prompts = torch.stack([torch.from_numpy(prompt_ids(vocabulary, each)) for each in captions]).to(options.device)
+    config = SamplingConfig(temperature=0.0, guidance_scale=GUIDANCE)
+    best: dict[str, tuple[Timing, str, torch.dtype]] = {}
+    for dtype in rates:
         model.to(dtype)
-        network = network_of(model).to(dtype)
-        here = partial(generate, network, vocabulary, captions, CODES, config, uniform_BT)
-        ours[dtype] = seconds(here, device, times)
+        network.to(dtype)
+        ways = {"ar_t2i": partial(generate, network, vocabulary, captions, CODES, config, torch.zeros(batch, CODES))}
         for cache in ("dynamic", "static"):
-            there = partial(by_transformers, model, vocabulary, prompts, cache)
-            theirs[dtype, cache] = seconds(there, device, times)
+            ways[cache] = partial(by_transformers, model, vocabulary, prompts, cache)
         if dtype == torch.float32:
-            assert (here().cpu().numpy() == there()).all(), "the codes differ"
-    (way, their), (kind, our) = (min(found.items(), key=lambda item: item[1]) for found in (theirs, ours))
-    weights = sum(weight.nbytes for weight in network_of(model.to(kind)).weights.values())
-    floor = CODES * weights / rate
-    spread = f"{our[0]:.3f} ± {our[1] / 2:.3f} ({str(kind)[6:]})"
+            assert (ways["ar_t2i"]().cpu().numpy() == ways["dynamic"]()).all(), "the codes differ"
+        for way, timing in compare(ways, options.device, options.times).items():
+            side = "ours" if way == "ar_t2i" else "theirs"
+            if side not in best or timing.median < best[side][0].median:
+                best[side] = timing, way, dtype
+    (their, way, their_dtype), (our, _, our_dtype) = best["theirs"], best["ours"]
+    network.to(our_dtype)
+    matrices = sum(weight.numel() for name, weight in network.weights.items() if "layers" in name)
+    numbers = matrices + network.head_KD[as_rows(vocabulary.image_ids)].numel()
+    reading = numbers * network.head_KD.element_size() / reads
+    floor = CODES * max(reading, 2 * numbers * 2 * batch / rates[our_dtype])
     print(
         f"| {sum(weight.numel() for weight in model.parameters()) / 1e6:.0f} M | {batch} "
-        f"| {their[0]:.3f} ± {their[1] / 2:.3f} ({str(way[0])[6:]}, {way[1]}) | {spread} | {their[0] / our[0]:.1f} "
-        f"| {floor:.3f} | {our[0] / floor:.2f} |", flush=True,
+        f"| {their} ({str(their_dtype)[6:]}, {way}) | {our} ({str(our_dtype)[6:]}) | {their.median / our.median:.1f} "
+        f"| {floor:.3f} s | {our.median / floor:.2f} |", flush=True,
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()
+    del model, network
+    gc.collect()

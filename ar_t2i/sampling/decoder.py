@@ -1,7 +1,7 @@
-"""The sampling loop: prefill the captions once, then one step a code with a key-value cache.
+"""The sampling loop: read the captions once, then one step a code with a key-value cache.
 
-Captions of any length stand in one batch, padded on the left; with guidance, the unconditional rows stand below the
-conditional ones, so that one forward serves both:
+Captions of any length stand in one batch, padded on the left; each distinct one is read once, however many pictures it
+is for. With guidance, the unconditional rows stand below the conditional ones, so that one step serves both:
 
     keys        pad  pad  a    bird SOI | code 0  code 1 ...
     picture 0   .    .    x    x    x   | x       x
@@ -9,7 +9,8 @@ conditional ones, so that one forward serves both:
     uncond. 0   .    .    .    .    x   | x       x          . = masked, positions count from the first x
     uncond. 1   .    .    .    .    x   | x       x
 
-Shapes: B pictures, R rows (B, or 2 B with guidance), P prompt length, D width, K codes, T codes of a picture.
+Shapes: B pictures, R rows (B, or 2 B with guidance), U distinct captions, P their length as prompts, D width, K codes,
+T codes of a picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,26 +62,25 @@ def generate(
     network = network_of(model)
     check_length(network.context, captions, num_codes)
     guided = config.guidance_scale != 1
-    prompts = [prompt_ids(vocabulary, caption) for caption in captions]
-    if guided:
-        prompts += [prompt_ids(vocabulary, ())] * len(captions)
-    ids_RP, mask_RP = _pad_left(prompts, vocabulary.pad_id)
+    wanted = [tuple(caption) for caption in captions] + [()] * (len(captions) if guided else 0)
+    place_of = {caption: place for place, caption in enumerate(dict.fromkeys(wanted))}
+    ids_UP, mask_UP = _pad_left([prompt_ids(vocabulary, caption) for caption in place_of], vocabulary.pad_id)
     device = network.device
-    image_rows, image_ids = as_rows(vocabulary.image_ids), torch.from_numpy(vocabulary.image_ids).to(device)
-    uniform_BT, input_RP, mask_RP = uniform_BT.to(device), ids_RP.to(device), mask_RP.to(device)
-    run, codes = network.start(len(prompts), ids_RP.shape[1] + num_codes), []
-    for step in range(num_codes):
-        hidden_RD = run.forward(input_RP, mask_RP)
-        logits_BK = network.logits(hidden_RD, image_rows).float()
-        if guided:
-            logits_BK = guide(*logits_BK.chunk(2), config.guidance_scale)
-        code_B = draw(logits_BK, uniform_BT[:, step], config)
-        codes.append(code_B)
-        if on_step is not None:
-            on_step(step, torch.stack(codes, 1))
-        input_RP = image_ids[code_B].repeat(2 if guided else 1)[:, None]
-        mask_RP = torch.nn.functional.pad(mask_RP, (0, 1), value=1)
-    return torch.stack(codes, 1)
+    rows_R = torch.tensor([place_of[caption] for caption in wanted], device=device)
+    head, image_ids = network.head(as_rows(vocabulary.image_ids)), torch.from_numpy(vocabulary.image_ids).to(device)
+    uniform_BT, codes_BT = uniform_BT.to(device), rows_R.new_empty(len(captions), num_codes)
+    with network.run(len(wanted), ids_UP.shape[1] + num_codes) as run:
+        hidden_RD = run.prefill(ids_UP.to(device), mask_UP.to(device), rows_R)
+        for step in range(num_codes):
+            logits_BK = head(hidden_RD).float()
+            if guided:
+                logits_BK = guide(*logits_BK.chunk(2), config.guidance_scale)
+            code_B = codes_BT[:, step] = draw(logits_BK, uniform_BT[:, step], config)
+            if on_step is not None:
+                on_step(step, codes_BT[:, : step + 1].clone())
+            if step + 1 < num_codes:
+                hidden_RD = run.step(image_ids[code_B].repeat(2 if guided else 1))
+    return codes_BT
 
 
 def check_length(context: int, captions: Sequence[Sequence[int]], num_codes: int) -> None:

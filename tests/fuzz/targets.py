@@ -39,7 +39,7 @@ from ar_t2i.image_tokenizer import load_image_tokenizer
 from ar_t2i.infer import InferConfig
 from ar_t2i.model.build import ModelConfig, build_model, load_causal_lm
 from ar_t2i.sampling.logits import SamplingConfig
-from ar_t2i.sampling.network import Qwen3
+from ar_t2i.sampling.qwen3 import Qwen3
 from ar_t2i.slots import SlotConfig, SlotTokenizer
 from ar_t2i.titok.config import TiTokConfig, ViTSize, VQGANConfig, published_config
 from ar_t2i.training.checkpoint import damage, load_states, read_checkpoint, save_states

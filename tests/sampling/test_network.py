@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from ar_t2i.sampling.network import Qwen3, Stock, network_of
+from ar_t2i.sampling.network import Stock, network_of
+from ar_t2i.sampling.products import MATRICES, Packed, Plain, packs
+from ar_t2i.sampling.qwen3 import Qwen3
 
 
 def _model(**settings):
@@ -37,17 +39,68 @@ def test_hidden_states_and_logits_are_those_of_transformers(settings):
     ids = torch.randint(0, 60, (5, 12), generator=torch.Generator().manual_seed(1))
     padding = torch.tensor([0, 3, 0, 5, 1])
     mask = (torch.arange(12) >= padding[:, None]).long()
-    run, stock = network.start(5, 12), Stock(model).start(5, 12)
-    for part in (slice(0, 7), slice(7, 8), slice(8, 10), slice(10, 12)):  # several at once, and one by one
-        found = run.forward(ids[:, part], mask[:, : part.stop])
-        expected = stock.forward(ids[:, part], mask[:, : part.stop])
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    for row, start in enumerate(padding.tolist()):
-        whole = model(input_ids=ids[row : row + 1, start:]).logits[0, -1]
-        torch.testing.assert_close(network.logits(found, slice(None))[row], whole, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(
-            network.logits(found, torch.tensor([7, 3]))[row], whole[[7, 3]], rtol=1e-4, atol=1e-4
+    rows = torch.tensor([3, 0, 1, 2, 4, 1, 3])  # prompts serve several rows, in any order
+    packed = network_of(_model(**settings)).to("cpu")
+    assert isinstance(packed, Qwen3) and isinstance(packed.layers[0].products, Packed if packs(ids.float()) else Plain)
+    hidden = []
+    for each in (network, packed, Stock(model)):
+        with each.run(7, 12) as run:
+            found = [run.prefill(ids[:, :7], mask[:, :7], rows)]
+            found += [run.step(ids[rows, place]).clone() for place in range(7, 12)]
+        hidden.append(torch.stack(found))
+        for row, prompt in enumerate(rows.tolist()):
+            whole = model(input_ids=ids[prompt : prompt + 1, padding[prompt] :]).logits[0, -1]
+            for chosen in (slice(None), slice(2, 30), torch.tensor([7, 3])):
+                logits = each.head(chosen)(found[-1])[row]
+                torch.testing.assert_close(logits, whole[chosen], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(hidden[0], hidden[2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hidden[1], hidden[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.inference_mode()
+def test_the_recorded_step_of_a_gpu_gives_what_the_cpu_gives():
+    network, ids = network_of(_model()).to("cpu"), torch.randint(0, 60, (4, 12))
+    recorded = network_of(_model()).to("cuda")
+    rows = torch.tensor([0, 1, 1, 3])
+    for _ in range(2):  # the second time with the graph of the first
+        with network.run(4, 12) as run, recorded.run(4, 12) as there:
+            arguments = ids[:, :5], torch.ones(4, 5, dtype=torch.long), rows
+            found = [(run.prefill(*arguments), there.prefill(*(each.cuda() for each in arguments)))]
+            found += [(run.step(ids[:, at]), there.step(ids[:, at].cuda()).clone()) for at in range(5, 12)]
+        for expected, hidden in found:
+            torch.testing.assert_close(hidden.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_layouts_of_the_weights():
+    """Copied, joined, packed: the numbers stay those of the checkpoint, in float32 and bfloat16."""
+    model = _model(num_key_value_heads=2)
+    expected = dict(model.named_parameters())
+    network = network_of(model).to("cpu")
+    assert network.weights.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.weights.items())
+    joined = Plain({name: expected[f"model.layers.0.{name}"] for name in MATRICES})
+    joined.join()
+    x = torch.randn(2, 3, 64)
+    for products in (joined, network.layers[0].products):
+        plain = network_of(model).layers[0].products
+        torch.testing.assert_close(products.heads(x), plain.heads(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(products.mlp(x, x), plain.mlp(x, x), rtol=1e-4, atol=1e-5)
+        mixed = torch.randn(2, 3, 128)
+        torch.testing.assert_close(products.attended(mixed, x), plain.attended(mixed, x), rtol=1e-4, atol=1e-5)
+        assert all(
+            torch.equal(tensor, expected[f"model.layers.0.{name}"]) for name, tensor in products.weights.items()
         )
+    half = network.to(torch.bfloat16)
+    ids = torch.arange(20)[None]
+    assert half.head_KD.dtype == half.cos_SE.dtype == torch.bfloat16
+    with half.run(1, 22) as run:
+        found = run.prefill(ids, torch.ones_like(ids), torch.tensor([0])), run.step(torch.tensor([20]))
+    exact = model.model(torch.arange(21)[None]).last_hidden_state[0, 19:]
+    for hidden, wanted in zip(found, exact, strict=True):
+        assert hidden.dtype == torch.bfloat16
+        assert torch.nn.functional.cosine_similarity(hidden[0].float(), wanted, dim=0) > 0.999
 
 
 def test_weights_are_shared_and_what_was_altered_runs_as_it_is():
@@ -75,16 +128,12 @@ def test_from_a_folder_and_back_to_transformers(tmp_path, settings):
     again, ids = network.stock(), torch.arange(20)[None]
     expected = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(input_ids=ids).logits
     assert torch.equal(again(input_ids=ids).logits, expected)
-    assert again.model.norm.weight.data_ptr() == network.norm_D.data_ptr(), "without a copy"
     again.save_pretrained(tmp_path / "again")
     assert all(
         torch.equal(tensor, network.weights[name])
         for name, tensor in load_file(tmp_path / "again" / "model.safetensors").items()
     )
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == network.weights.keys()
-    half = network.to(torch.bfloat16)
-    assert half.head_KD.dtype == half.cos_SE.dtype == torch.bfloat16
-    assert half.start(1, 20).forward(ids, torch.ones_like(ids)).dtype == torch.bfloat16
 
 
 def test_tensors_that_do_not_fit_are_named():
