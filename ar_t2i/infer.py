@@ -85,30 +85,33 @@ def infer(config: InferConfig) -> list[Path]:
     settings = asdict(with_options(pipeline.sampling, options))
     pipeline.encode_prompts(prompts)  # refuses a wrong one before the folder is made
     out = _writable(Path(config.out))
-    seeds = [config.seed + number for _ in prompts for number in range(config.num_images)]
-    with clock("draw"):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        output = pipeline(prompts, config.num_images, **settings, generator=generators, batch_size=config.batch_size)
-    with clock("write"):
-        labels = [prompt for prompt in prompts for _ in range(config.num_images)]
-        facts = [
-            {
-                "prompt": prompt,
-                "seed": seed,
-                **settings,
-                "bundle": str(config.bundle or "shipped"),
-                "version": __version__,
-            }
-            for prompt, seed in zip(labels, seeds, strict=True)
-        ]
-        stems = [f"{_stem(about['prompt'])}-{about['seed']}" for about in facts]
-        paths = [
-            _save(image, out, stem, about) for image, stem, about in zip(output.images, stems, facts, strict=True)
-        ]
-        grid = None
-        if config.grid:
-            image = make_grid(output.images, columns=config.num_images)
-            grid = _save(image, out, "grid", {"prompts": prompts, **facts[0], "num_images": config.num_images})
+    facts = [
+        {
+            "prompt": prompt,
+            "seed": config.seed + number,
+            **settings,
+            "bundle": str(config.bundle or "shipped"),
+            "version": __version__,
+        }
+        for prompt in prompts
+        for number in range(config.num_images)
+    ]
+    paths, drawn = [], []
+    for start in range(0, len(facts), config.batch_size):  # each is on disk before the next is drawn
+        batch = facts[start : start + config.batch_size]
+        with clock("draw"):
+            generators = [torch.Generator().manual_seed(about["seed"]) for about in batch]
+            images = pipeline([about["prompt"] for about in batch], **settings, generator=generators).images
+        with clock("write"):
+            paths += [
+                _save(image, out, f"{_stem(about['prompt'])}-{about['seed']}", about)
+                for image, about in zip(images, batch, strict=True)
+            ]
+            drawn += images if config.grid else []
+    grid = None
+    if config.grid:
+        about = {"prompts": prompts, **facts[0], "num_images": config.num_images}
+        grid = _save(make_grid(drawn, columns=config.num_images), out, "grid", about)
     _report(config, facts, paths, grid, settings, pipeline.unseen_words(prompts), clock.seconds)
     return paths
 
@@ -197,4 +200,4 @@ class _Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[stage] = round(time.perf_counter() - start, 3)
+        self.seconds[stage] = round(self.seconds.get(stage, 0) + time.perf_counter() - start, 3)

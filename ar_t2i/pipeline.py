@@ -131,13 +131,13 @@ class TextToImagePipeline:
             raise ValueError(f"output_type={output_type!r}: expected pil, np or pt")
         captions = [ids for ids in self.encode_prompts(prompts) for _ in range(num_images_per_prompt)]
         uniform_NT = self._uniform(len(captions), generator)
-        codes_NT = torch.cat(
-            [
-                self.draw_codes(captions[part], config, uniform_NT[part], callback_on_step_end)
-                for part in _slices(len(captions), batch_size)
-            ]
-        )
-        return TextToImageOutput(_convert(self.decode(codes_NT, batch_size), output_type), codes_NT)
+        codes, images = [], []
+        for part in _slices(len(captions), batch_size):
+            codes.append(self.draw_codes(captions[part], config, uniform_NT[part], callback_on_step_end))
+            images.append(
+                _convert(self.decode(codes[-1], batch_size), output_type)
+            )  # as pixels they take 4 times more
+        return TextToImageOutput(_joined(images, output_type), torch.cat(codes))
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Prompts to ids.
@@ -221,6 +221,12 @@ def _convert(pixels: Tensor, output_type: str) -> Any:
     if output_type == "np":
         return pixels.permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in to_uint8(pixels)]
+
+
+def _joined(parts: list[Any], output_type: str) -> Any:
+    if output_type == "pt":
+        return torch.cat(parts)
+    return np.concatenate(parts) if output_type == "np" else [image for part in parts for image in part]
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

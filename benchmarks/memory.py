@@ -129,12 +129,12 @@ def make_rows(folder: Path, rows: int) -> None:
     folder.mkdir(parents=True)
     words = np.array("red green blue bird tree house car sheep fish ball flower by the sea at night in snow".split())
     rng, size, parts = np.random.default_rng(0), 100_000, -(-rows // 100_000)
+    captions = np.array([" ".join(rng.choice(words, length)) for length in rng.integers(4, 16, 10_000).tolist()])
     for part in range(parts):
         count = min(size, rows - part * size)
         codes = pa.array(rng.integers(0, 4096, count * 32))
         lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * 32), codes)
-        lengths = rng.integers(4, 16, count)
-        texts = [" ".join(rng.choice(words, length)) for length in lengths.tolist()]
+        texts = captions[rng.integers(0, len(captions), count)]
         name = f"train-{part:05d}-of-{parts:05d}.parquet"
         pq.write_table(pa.table({"image_tokens": lists, "text": texts}), folder / name, row_group_size=10_000)
 

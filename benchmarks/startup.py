@@ -1,40 +1,35 @@
 """How long a user waits before anything happens: import, help, the first picture.
 
-    python benchmarks/startup.py
-
-Each command runs in fresh processes; the median of five is printed.
+Each command runs in fresh processes, in turns. Beyond importing torch, `infer` reads the weights, draws
+and writes one picture.
 """
 
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
-LIMITS = {"import ar_t2i": "0.3 s", "ar-t2i --help": "1 s", "import torch": "-", "ar-t2i infer PROMPT": "6 s"}
+from benchmarks.machine import Options, compare
+
+RUN_CLI = "import sys; from ar_t2i.cli import main; sys.exit(main(sys.argv[1:]))"
+LIMITS = {"import ar_t2i": "0.3 s", "ar-t2i --help": "1 s", "import torch": "-", "ar-t2i infer PROMPT": "-"}
 
 
-def main() -> None:
+def run(options: Options) -> None:
     """Measure and print the table."""
-    run_cli = "import sys; from ar_t2i.cli import main; sys.exit(main(sys.argv[1:]))"
     with tempfile.TemporaryDirectory() as out:
-        commands = {
-            "import ar_t2i": ["-c", "import ar_t2i"],
-            "ar-t2i --help": ["-c", run_cli, "--help"],
-            "import torch": ["-c", "import torch"],
-            "ar-t2i infer PROMPT": ["-c", run_cli, "infer", "bird on a tree", "--out", out],
-        }
-        print(f"{platform.platform()}, Python {platform.python_version()}")
-        print("| command | seconds | limit |\n|---|---|---|")
-        for name, arguments in commands.items():
-            times = []
-            for _ in range(5):
-                start = time.perf_counter()
-                subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-                times.append(time.perf_counter() - start)
-            print(f"| {name} | {statistics.median(times):.2f} | {LIMITS[name]} |")
-
-
-if __name__ == "__main__":
-    main()
+        infer = ["infer", "bird on a tree", "--out", out, "--device", options.device]
+        commands = dict(
+            zip(LIMITS, (["import ar_t2i"], [RUN_CLI, "--help"], ["import torch"], [RUN_CLI, *infer]), strict=True)
+        )
+        found = compare(
+            {
+                name: lambda code=code: subprocess.run([sys.executable, "-c", *code], check=True, capture_output=True)
+                for name, code in commands.items()
+            },
+            times=2 if options.small else options.times,
+        )
+    print("| command | time | limit |\n|---|---|---|")
+    for name, limit in LIMITS.items():
+        print(f"| {name} | {found[name]} | {limit} |")
+    beyond = found["ar-t2i infer PROMPT"].median - found["import torch"].median
+    print(f"| infer, beyond import torch | {beyond:.2f} s | 2.5 s |")

@@ -60,6 +60,7 @@ class Qwen3:
         self.heads: int = config["num_attention_heads"]
         self.key_heads: int = config["num_key_value_heads"]
         self.head_dim: int = config["head_dim"]
+        self._own = False
         self._arrange(dict(weights), Plain)
 
     @staticmethod
@@ -100,6 +101,10 @@ class Qwen3:
 
     def to(self, target: torch.device | torch.dtype | str) -> Self:
         """Move to a device or dtype; the weights are then this network's own, in the layout that is fastest there."""
+        example = self.table_KD[:0].to(target)
+        if self._own and (example.device, example.dtype) == (self.device, self.table_KD.dtype):
+            return self
+        self._own = True
         weights = {name: tensor.to(target) for name, tensor in self.weights.items()}
         self.layers = []  # what was packed goes as the new takes its place
         self._arrange(weights, Packed if packs(weights["model.norm.weight"]) else _joined)
