@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ar_t2i.titok import pretrained
 from ar_t2i.titok.config import VQGANConfig
+from ar_t2i.titok.painter import Painter
 from ar_t2i.titok.quantizer import QuantizerOutput, VectorQuantizer
 from ar_t2i.untrusted import outlined
 
@@ -29,7 +30,7 @@ class VQGANEncoder(nn.Module):
             _Level(num_in, num_out, config.num_res_blocks, upsample=False)
             for num_in, num_out in zip([config.hidden_channels, *widths], widths, strict=False)
         )
-        self.mid = nn.ModuleList(_ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
+        self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 1)
 
@@ -50,15 +51,32 @@ class VQGANDecoder(nn.Module):
         super().__init__()
         widths = [config.hidden_channels * multiple for multiple in config.channel_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = nn.ModuleList(_ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
+        self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
         self.up = nn.ModuleList(
             _Level(num_in, num_out, config.num_res_blocks, upsample=i > 0)
             for i, (num_in, num_out) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self._painter: tuple[tuple, Painter] | None = None
 
     def forward(self, z_BChw: Tensor) -> Tensor:
+        """Without gradients as `Painter` does it, with them as it stands in the paper."""
+        kind = z_BChw.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.conv_in.weight.dtype
+        gains = kind == "cpu" or (kind == "cuda" and dtype != torch.float32)
+        if torch.is_grad_enabled() or not gains:
+            return self.plain(z_BChw)
+        versions = (
+            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in self.parameters()
+        )
+        state = (z_BChw.shape[2:], dtype, *versions)
+        if self._painter is None or self._painter[0] != state:
+            self._painter = None  # the old one's memory first
+            self._painter = state, Painter(self, (z_BChw.shape[2], z_BChw.shape[3]), dtype)
+        return self._painter[1](z_BChw)
+
+    def plain(self, z_BChw: Tensor) -> Tensor:
         """Levels are stored from the full resolution down and run the other way."""
         x = self.conv_in(z_BChw)
         for block in self.mid:
@@ -181,7 +199,7 @@ def initialize_convolutions(module: nn.Module, generator: torch.Generator) -> No
             part.bias.fill_(0)
 
 
-class _ResBlock(nn.Module):
+class ResBlock(nn.Module):
     """Two normed 3x3 convolutions; where the width changes the shortcut projects the block's output, not its input."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
@@ -193,6 +211,7 @@ class _ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(num_out, num_out, 1, bias=False) if num_in != num_out else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Both convolutions."""
         h = self.conv1(F.silu(self.norm1(x_BCHW)))
         h = self.conv2(F.silu(self.norm2(h)))
         # The published weights were trained this way: a widening block drops its input.
@@ -204,7 +223,7 @@ class _Level(nn.Module):
 
     def __init__(self, num_in: int, num_out: int, num_blocks: int, upsample: bool) -> None:
         super().__init__()
-        self.block = nn.ModuleList(_ResBlock(num_in if j == 0 else num_out, num_out) for j in range(num_blocks))
+        self.block = nn.ModuleList(ResBlock(num_in if j == 0 else num_out, num_out) for j in range(num_blocks))
         self.upsample_conv = nn.Conv2d(num_out, num_out, 3, padding=1) if upsample else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
