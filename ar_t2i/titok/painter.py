@@ -10,7 +10,7 @@ time, P numbers of a tile that come in, Q = 36 products of a tile.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class Painter:
             grid: h and w of the latents.
             dtype: of the arithmetic.
         """
-        self.dtype = dtype
+        self.dtype, levels = dtype, decoder.up
         self.conv_in = _convolution(decoder.conv_in, grid, dtype)
         self.steps: list[_Block | _Direct | _Winograd] = [_block(block, grid, dtype) for block in decoder.mid]
         for level in reversed(decoder.up):
