@@ -52,7 +52,7 @@ def make(name: str, device: str) -> TiTok:
     if name == "tiny":
         size = ViTSize(width=64, num_layers=2, num_heads=4)
         vqgan = VQGANConfig(hidden_channels=32, channel_mult=(1, 1, 1, 1, 1), num_res_blocks=1, z_channels=32)
-        config = replace(published_config("l32"), vit_enc_size=size, vit_dec_size=size, vqgan=vqgan)
+        config = replace(published_config("l32"), crop_size=64, vit_enc_size=size, vit_dec_size=size, vqgan=vqgan)
     else:
         config = published_config(name)
     generator = torch.Generator(device).manual_seed(0)
@@ -139,9 +139,9 @@ def end_to_end(titok: TiTok, rates: dict[torch.dtype, float], options: Options) 
     if options.small:
         size = ModelConfig(hidden_size=128, num_layers=2, intermediate_size=256, head_dim=32)
     dtype = torch.bfloat16 if torch.bfloat16 in rates else torch.float32
-    model = build_model(size, vocabulary, seed=0).eval().to(options.device, dtype)
-    network = network_of(model)
+    network = network_of(build_model(size, vocabulary, seed=0).eval())
     assert isinstance(network, Qwen3)
+    network.to(options.device).to(dtype)
     pipe = TextToImagePipeline(Bundle(network, vocabulary, titok, SamplingConfig(guidance_scale=3.0)))
     prompts, captions = [CAPTION] * batch, pipe.encode_prompts([CAPTION] * batch)
     uniform_BT = torch.rand(batch, titok.num_codes, generator=torch.Generator().manual_seed(0))
@@ -163,7 +163,7 @@ def end_to_end(titok: TiTok, rates: dict[torch.dtype, float], options: Options) 
         ),
         "decode": operations(decode) / rates[paint_in],
     }  # fmt: skip
-    parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
+    parameters = sum(weight.numel() for weight in network.weights.values()) / 1e6
     print(f"{batch} prompts, a decoder of {parameters:.0f} M parameters in {str(dtype)[6:]}, TiTok with "
           f"{sum(weight.numel() for weight in titok.parameters()) / 1e6:.0f} M in {str(paint_in)[6:]}: "
           f"{batch / seconds['whole']:.3g} pictures/s\n")  # fmt: skip

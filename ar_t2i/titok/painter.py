@@ -10,7 +10,7 @@ time, P numbers of a tile that come in, Q = 36 products of a tile.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from ar_t2i.titok.vqgan import ResBlock, VQGANDecoder
 
-_LEAST_GRID = 32
-"""Smaller grids have too few tiles for weights that are four times as large."""
+_LEAST_GRID, _LEAST_CHANNELS = 32, 64
+"""Smaller grids have too few tiles for weights that are four times as large; with fewer channels, what is done around
+the products takes longer than is saved."""
 _TILES = 256
 """Tiles at a time: at 128 channels they and their products, 5 MB each, fit the cache."""
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
@@ -38,7 +39,7 @@ class Painter:
             grid: h and w of the latents.
             dtype: of the arithmetic.
         """
-        self.dtype, levels = dtype, decoder.up
+        self.dtype = dtype
         self.conv_in = _convolution(decoder.conv_in, grid, dtype)
         self.steps: list[_Block | _Direct | _Winograd] = [_block(block, grid, dtype) for block in decoder.mid]
         for level in reversed(decoder.up):
@@ -154,7 +155,7 @@ def _convolution(
     upsample: bool = False,
 ) -> _Direct | _Winograd:
     """The better way to make a grid."""
-    large = min(grid) >= _LEAST_GRID and not any(side % 4 for side in grid)
+    large = min(grid) >= _LEAST_GRID and conv.in_channels >= _LEAST_CHANNELS and not any(side % 4 for side in grid)
     if large and conv.weight.device.type == "cpu" and dtype == conv.weight.dtype == torch.float32:
         return _Winograd(conv, norm, shortcut, upsample)
     return _Direct(conv, dtype, norm, shortcut, upsample)

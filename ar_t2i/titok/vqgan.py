@@ -5,6 +5,7 @@ Shape suffixes: B batch, H and W pixels, C channels, h and w grid (pixels / fact
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -27,7 +28,7 @@ class VQGANEncoder(nn.Module):
         widths = [config.hidden_channels * multiple for multiple in config.channel_mult]
         self.conv_in = nn.Conv2d(3, config.hidden_channels, 3, padding=1, bias=False)
         self.down = nn.ModuleList(
-            _Level(num_in, num_out, config.num_res_blocks, upsample=False)
+            Level(num_in, num_out, config.num_res_blocks, upsample=False)
             for num_in, num_out in zip([config.hidden_channels, *widths], widths, strict=False)
         )
         self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
@@ -47,15 +48,19 @@ class VQGANEncoder(nn.Module):
 class VQGANDecoder(nn.Module):
     """Latents (B, z_channels, h, w) to pixels (B, 3, H, W), about [0, 1] and not clamped."""
 
+    mid: "Sequence[ResBlock]"
+    up: "Sequence[Level]"
+
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         widths = [config.hidden_channels * multiple for multiple in config.channel_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
-        self.up = nn.ModuleList(
-            _Level(num_in, num_out, config.num_res_blocks, upsample=i > 0)
+        mid = (ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
+        up = (
+            Level(num_in, num_out, config.num_res_blocks, upsample=i > 0)
             for i, (num_in, num_out) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
+        self.mid, self.up = nn.ModuleList(mid), nn.ModuleList(up)  # type: ignore[assignment]
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
         self._painter: tuple[tuple, Painter] | None = None
@@ -218,15 +223,17 @@ class ResBlock(nn.Module):
         return h + (x_BCHW if self.nin_shortcut is None else self.nin_shortcut(h))
 
 
-class _Level(nn.Module):
+class Level(nn.Module):
     """The residual blocks of one resolution, then the step to the next higher one where there is one."""
 
     def __init__(self, num_in: int, num_out: int, num_blocks: int, upsample: bool) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(num_in if j == 0 else num_out, num_out) for j in range(num_blocks))
+        blocks = (ResBlock(num_in if j == 0 else num_out, num_out) for j in range(num_blocks))
+        self.block: Sequence[ResBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.upsample_conv = nn.Conv2d(num_out, num_out, 3, padding=1) if upsample else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """All blocks, then the step."""
         for block in self.block:
             x_BCHW = block(x_BCHW)
         if self.upsample_conv is None:

@@ -10,7 +10,7 @@ from ar_t2i.titok.layers import Block
 from ar_t2i.titok.painter import _TILES, _transforms, _Winograd
 from ar_t2i.titok.vqgan import VQGANDecoder
 
-TINY = VQGANConfig(channel_mult=(1, 2, 1), hidden_channels=32, num_res_blocks=2, z_channels=8, codebook_size=16)
+TINY = VQGANConfig(channel_mult=(1, 2, 1), hidden_channels=64, num_res_blocks=2, z_channels=8, codebook_size=16)
 
 
 def decoder_of(config=TINY):
