@@ -51,11 +51,10 @@ class Painter:
 
     def __call__(self, z_BCHW: Tensor) -> Tensor:
         """Latents (B, z_channels, h, w) to pixels (B, 3, H, W) in the dtype, about [0, 1] and not clamped."""
-        with torch.autocast(z_BCHW.device.type, enabled=False):
-            x_BCHW = self.conv_in(z_BCHW.to(self.dtype).contiguous(memory_format=torch.channels_last))
-            for step in self.steps:
-                x_BCHW = step(x_BCHW)
-            return self.conv_out(x_BCHW).contiguous()
+        x_BCHW = self.conv_in(z_BCHW.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        for step in self.steps:
+            x_BCHW = step(x_BCHW)
+        return self.conv_out(x_BCHW).contiguous()
 
 
 @dataclass(frozen=True)

@@ -72,14 +72,13 @@ class VQGANDecoder(nn.Module):
         gains = kind == "cpu" or (kind == "cuda" and dtype != torch.float32)
         if torch.is_grad_enabled() or not gains:
             return self.plain(z_BChw)
-        versions = (
-            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in self.parameters()
-        )
-        state = (z_BChw.shape[2:], dtype, *versions)
-        if self._painter is None or self._painter[0] != state:
-            self._painter = None  # the old one's memory first
-            self._painter = state, Painter(self, (z_BChw.shape[2], z_BChw.shape[3]), dtype)
-        return self._painter[1](z_BChw)
+        counts = ((part.data_ptr(), 0 if part.is_inference() else part._version) for part in self.parameters())
+        state = (z_BChw.shape[2:], dtype, *counts)
+        with torch.autocast(kind, enabled=False):
+            if self._painter is None or self._painter[0] != state:
+                self._painter = None  # its memory first
+                self._painter = state, Painter(self, (z_BChw.shape[2], z_BChw.shape[3]), dtype)
+            return self._painter[1](z_BChw)
 
     def plain(self, z_BChw: Tensor) -> Tensor:
         """Levels are stored from the full resolution down and run the other way."""
