@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ar_t2i.bundles import Bundle, load_bundle, with_options
+from ar_t2i.painting import decode_in, painting_dtype
 from ar_t2i.sampling.decoder import check_length, generate
 from ar_t2i.sampling.logits import SamplingConfig
 from ar_t2i.sampling.network import network_of
@@ -47,6 +48,7 @@ class TextToImagePipeline:
             bundle.image_tokenizer,
         )
         self.sampling, self.words = bundle.sampling, bundle.words
+        self._paint_in: torch.dtype | None = None
 
     @classmethod
     def from_pretrained(
@@ -70,6 +72,7 @@ class TextToImagePipeline:
             self._decoder.to(target)  # type: ignore[arg-type]
             if not isinstance(target, torch.dtype):
                 self.image_tokenizer.to(target)
+                self._paint_in = None
         return self
 
     @property
@@ -131,13 +134,19 @@ class TextToImagePipeline:
             raise ValueError(f"output_type={output_type!r}: expected pil, np or pt")
         captions = [ids for ids in self.encode_prompts(prompts) for _ in range(num_images_per_prompt)]
         uniform_NT = self._uniform(len(captions), generator)
-        codes, images = [], []
-        for part in _slices(len(captions), batch_size):
-            codes.append(self.draw_codes(captions[part], config, uniform_NT[part], callback_on_step_end))
-            images.append(
-                _convert(self.decode(codes[-1], batch_size), output_type)
-            )  # as pixels they take 4 times more
-        return TextToImageOutput(_joined(images, output_type), torch.cat(codes))
+        codes_NT = torch.cat(
+            [
+                self.draw_codes(captions[part], config, uniform_NT[part], callback_on_step_end)
+                for part in _slices(len(captions), batch_size)
+            ]
+        )
+        if output_type == "pil":
+            parts = self._painted(codes_NT, batch_size)
+            return TextToImageOutput([Image.fromarray(each) for part in parts for each in to_uint8(part)], codes_NT)
+        pixels_N3SS = self.decode(codes_NT, batch_size)
+        return TextToImageOutput(
+            pixels_N3SS if output_type == "pt" else pixels_N3SS.permute(0, 2, 3, 1).numpy(), codes_NT
+        )
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Prompts to ids.
@@ -178,13 +187,16 @@ class TextToImagePipeline:
             self._decoder, self.vocabulary, captions, num_codes, config, uniform_BT, on_step if callback else None
         )
 
-    @torch.inference_mode()
     def decode(self, codes_NT: Tensor, batch_size: int = 32) -> Tensor:
         """Codes (N, T) to pictures (N, 3, S, S), float32 in [0, 1], on the CPU."""
-        parts = [
-            self.image_tokenizer.decode(codes_NT[part]).float().cpu() for part in _slices(len(codes_NT), batch_size)
-        ]
-        return torch.cat(parts)
+        return torch.cat([part_B3SS.cpu() for part_B3SS in self._painted(codes_NT, batch_size)])
+
+    def _painted(self, codes_NT: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Pictures (B, 3, S, S), float32 in [0, 1], where the image tokenizer lies."""
+        if self._paint_in is None:
+            self._paint_in = painting_dtype(self.image_tokenizer, self.device)
+        for part in _slices(len(codes_NT), batch_size):
+            yield decode_in(self._paint_in, self.image_tokenizer, codes_NT[part])
 
     def _uniform(self, count: int, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
         """One row of T random numbers a picture."""
@@ -213,20 +225,6 @@ def make_grid(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Imag
         top, left = number // columns * (height + gap), number % columns * (width + gap)
         grid[top : top + height, left : left + width] = np.asarray(image.convert("RGB"))
     return Image.fromarray(grid)
-
-
-def _convert(pixels: Tensor, output_type: str) -> Any:
-    if output_type == "pt":
-        return pixels
-    if output_type == "np":
-        return pixels.permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture) for picture in to_uint8(pixels)]
-
-
-def _joined(parts: list[Any], output_type: str) -> Any:
-    if output_type == "pt":
-        return torch.cat(parts)
-    return np.concatenate(parts) if output_type == "np" else [image for part in parts for image in part]
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

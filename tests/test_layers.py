@@ -8,7 +8,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "ar_t2i"
 LAYERS = [
     ["__init__", "untrusted", "config", "device"],
-    ["hub", "words", "vocabulary", "sequence", "image_tokenizer", "likeness", "perceptual", "titok", "slots"],
+    [
+        "hub",
+        "words",
+        "vocabulary",
+        "sequence",
+        "image_tokenizer",
+        "likeness",
+        "painting",
+        "perceptual",
+        "titok",
+        "slots",
+    ],
     ["data", "model"],
     ["sampling", "bundles", "push"],
     ["pipeline", "training", "infer"],

@@ -15,7 +15,7 @@ from ar_t2i.device import has_fast_bf16, pick_device
 from ar_t2i.image_tokenizer import ImageTokenizer
 
 Arithmetic = Literal["auto", "float32", "bfloat16"]
-LEAST_AGREEMENT = 0.98
+LEAST_AGREEMENT = 0.99
 """Part of the codes that bfloat16 must have in common with float32 to be used."""
 COMPARED = 16
 """Pictures of the first batch on which the two are compared."""

@@ -62,7 +62,7 @@ class PreprocessConfig(ImageLimits):
     device: str = "auto"
     """Where the image tokenizer runs: auto, cuda, mps or cpu."""
     dtype: Arithmetic = "auto"
-    """Arithmetic of the image tokenizer; auto takes bfloat16 where it is fast and gives 98% of the same codes."""
+    """Arithmetic of the image tokenizer; auto takes bfloat16 where it is fast and gives 99% of the same codes."""
     engine: Literal["local", "ray"] = "local"
     """This machine, or the nodes of a Ray cluster (pip install 'ar_t2i[ray]'); --workers is then for all nodes."""
     encoders: int | None = None

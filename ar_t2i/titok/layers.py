@@ -39,9 +39,7 @@ class TiTokEncoder(nn.Module):
         latents_TD = latent_tokens_TD + self.latent_token_positional_embedding
         x_BSD = _sequence(self.class_embedding, patches_BPD, self.positional_embedding, latents_TD)
         x_BSD = self.ln_pre(x_BSD)
-        for block in self.transformer:
-            x_BSD = block(x_BSD)
-        latents_BTD = self.ln_post(x_BSD[:, -len(latents_TD) :])
+        latents_BTD = self.ln_post(_run(self.transformer, x_BSD, slice(-len(latents_TD), None)))
         if self.is_legacy:
             # Read (T, D) memory as (D, T), no transpose: the published weights were trained with latents mixed so.
             latents_BD1T = latents_BTD.reshape(len(x_BSD), latents_BTD.shape[2], 1, latents_BTD.shape[1])
@@ -78,9 +76,7 @@ class TiTokDecoder(nn.Module):
         tokens_BTD = self.decoder_embed(z_BC1T.squeeze(2).transpose(1, 2)) + self.latent_token_positional_embedding
         masks_BPD = self.mask_token.expand(len(z_BC1T), self.grid**2, -1)
         x_BSD = self.ln_pre(_sequence(self.class_embedding, masks_BPD, self.positional_embedding, tokens_BTD))
-        for block in self.transformer:
-            x_BSD = block(x_BSD)
-        return self.head(self.ln_post(x_BSD[:, 1 : 1 + self.grid**2]))
+        return self.head(self.ln_post(_run(self.transformer, x_BSD, slice(1, 1 + self.grid**2))))
 
     def head(self, x_BPD: Tensor) -> Tensor:
         """The normed patches to logits or pixels."""
@@ -97,10 +93,17 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * size.width))
         self.out_proj = nn.Linear(size.width, size.width)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """Every position sees every other; there is no mask."""
-        qkv_BS3NE = F.linear(x_BSD, self.in_proj_weight, self.in_proj_bias).unflatten(2, (3, self.num_heads, -1))
-        q_BNSE, k_BNSE, v_BNSE = qkv_BS3NE.permute(2, 0, 3, 1, 4)
+    def forward(self, x_BSD: Tensor, kept: slice | None = None) -> Tensor:
+        """Every position, or every one that is kept, sees all; there is no mask."""
+        if kept is None:
+            qkv_BS3NE = F.linear(x_BSD, self.in_proj_weight, self.in_proj_bias).unflatten(2, (3, self.num_heads, -1))
+            q_BNSE, k_BNSE, v_BNSE = qkv_BS3NE.permute(2, 0, 3, 1, 4)
+        else:
+            width = x_BSD.shape[2]
+            q_BSD = F.linear(x_BSD[:, kept], self.in_proj_weight[:width], self.in_proj_bias[:width])
+            kv_BSF = F.linear(x_BSD, self.in_proj_weight[width:], self.in_proj_bias[width:])
+            q_BNSE = q_BSD.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            k_BNSE, v_BNSE = kv_BSF.unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed_BNSE = F.scaled_dot_product_attention(q_BNSE, k_BNSE, v_BNSE)
         return self.out_proj(mixed_BNSE.transpose(1, 2).flatten(2))
 
@@ -115,9 +118,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(size.width)
         self.mlp = _MLP(size.width)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """One step of the residual stream."""
-        x_BSD = x_BSD + self.attn(self.ln_1(x_BSD))
+    def forward(self, x_BSD: Tensor, kept: slice | None = None) -> Tensor:
+        """One step of the residual stream, at all positions or at those that are kept."""
+        mixed = self.attn(self.ln_1(x_BSD), kept)
+        x_BSD = (x_BSD if kept is None else x_BSD[:, kept]) + mixed
         return x_BSD + self.mlp(self.ln_2(x_BSD))
 
 
@@ -166,6 +170,14 @@ def initialize_transformer(module: nn.Module, generator: torch.Generator) -> Non
 
 def _transformer(size: ViTSize) -> nn.ModuleList:
     return nn.ModuleList(Block(size) for _ in range(size.num_layers))
+
+
+def _run(blocks: nn.ModuleList, x_BSD: Tensor, kept: slice) -> Tensor:
+    """All blocks; the last one only at the positions that are read."""
+    *early, last = blocks
+    for block in early:
+        x_BSD = block(x_BSD)
+    return last(x_BSD, kept)
 
 
 def _sequence(class_1D: Tensor, places_BPD: Tensor, positions_QD: Tensor, latents: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Shape suffixes: B batch, H and W pixels, C channels, h and w grid (pixels / fact
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ar_t2i.titok import pretrained
 from ar_t2i.titok.config import VQGANConfig
+from ar_t2i.titok.painter import Painter
 from ar_t2i.titok.quantizer import QuantizerOutput, VectorQuantizer
 from ar_t2i.untrusted import outlined
 
@@ -26,10 +28,10 @@ class VQGANEncoder(nn.Module):
         widths = [config.hidden_channels * multiple for multiple in config.channel_mult]
         self.conv_in = nn.Conv2d(3, config.hidden_channels, 3, padding=1, bias=False)
         self.down = nn.ModuleList(
-            _Level(num_in, num_out, config.num_res_blocks, upsample=False)
+            Level(num_in, num_out, config.num_res_blocks, upsample=False)
             for num_in, num_out in zip([config.hidden_channels, *widths], widths, strict=False)
         )
-        self.mid = nn.ModuleList(_ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
+        self.mid = nn.ModuleList(ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 1)
 
@@ -46,19 +48,39 @@ class VQGANEncoder(nn.Module):
 class VQGANDecoder(nn.Module):
     """Latents (B, z_channels, h, w) to pixels (B, 3, H, W), about [0, 1] and not clamped."""
 
+    mid: "Sequence[ResBlock]"
+    up: "Sequence[Level]"
+
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         widths = [config.hidden_channels * multiple for multiple in config.channel_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = nn.ModuleList(_ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
-        self.up = nn.ModuleList(
-            _Level(num_in, num_out, config.num_res_blocks, upsample=i > 0)
+        mid = (ResBlock(widths[-1], widths[-1]) for _ in range(config.num_res_blocks))
+        up = (
+            Level(num_in, num_out, config.num_res_blocks, upsample=i > 0)
             for i, (num_in, num_out) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
+        self.mid, self.up = nn.ModuleList(mid), nn.ModuleList(up)  # type: ignore[assignment]
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self._painter: tuple[tuple, Painter] | None = None
 
     def forward(self, z_BChw: Tensor) -> Tensor:
+        """Without gradients as `Painter` does it, with them as it stands in the paper."""
+        kind = z_BChw.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.conv_in.weight.dtype
+        gains = kind == "cpu" or (kind == "cuda" and dtype != torch.float32)
+        if torch.is_grad_enabled() or not gains:
+            return self.plain(z_BChw)
+        counts = ((part.data_ptr(), 0 if part.is_inference() else part._version) for part in self.parameters())
+        state = (z_BChw.shape[2:], dtype, *counts)
+        with torch.autocast(kind, enabled=False):
+            if self._painter is None or self._painter[0] != state:
+                self._painter = None  # its memory first
+                self._painter = state, Painter(self, (z_BChw.shape[2], z_BChw.shape[3]), dtype)
+            return self._painter[1](z_BChw)
+
+    def plain(self, z_BChw: Tensor) -> Tensor:
         """Levels are stored from the full resolution down and run the other way."""
         x = self.conv_in(z_BChw)
         for block in self.mid:
@@ -181,7 +203,7 @@ def initialize_convolutions(module: nn.Module, generator: torch.Generator) -> No
             part.bias.fill_(0)
 
 
-class _ResBlock(nn.Module):
+class ResBlock(nn.Module):
     """Two normed 3x3 convolutions; where the width changes the shortcut projects the block's output, not its input."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
@@ -193,21 +215,24 @@ class _ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(num_out, num_out, 1, bias=False) if num_in != num_out else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Both convolutions."""
         h = self.conv1(F.silu(self.norm1(x_BCHW)))
         h = self.conv2(F.silu(self.norm2(h)))
         # The published weights were trained this way: a widening block drops its input.
         return h + (x_BCHW if self.nin_shortcut is None else self.nin_shortcut(h))
 
 
-class _Level(nn.Module):
+class Level(nn.Module):
     """The residual blocks of one resolution, then the step to the next higher one where there is one."""
 
     def __init__(self, num_in: int, num_out: int, num_blocks: int, upsample: bool) -> None:
         super().__init__()
-        self.block = nn.ModuleList(_ResBlock(num_in if j == 0 else num_out, num_out) for j in range(num_blocks))
+        blocks = (ResBlock(num_in if j == 0 else num_out, num_out) for j in range(num_blocks))
+        self.block: Sequence[ResBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.upsample_conv = nn.Conv2d(num_out, num_out, 3, padding=1) if upsample else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """All blocks, then the step."""
         for block in self.block:
             x_BCHW = block(x_BCHW)
         if self.upsample_conv is None:

@@ -1,0 +1,97 @@
+"""The pixel decoder as inference runs it makes the pixels that the plain one makes, whatever its sizes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ar_t2i.titok.config import ViTSize, VQGANConfig
+from ar_t2i.titok.layers import Block
+from ar_t2i.titok.painter import _TILES, _transforms, _Winograd
+from ar_t2i.titok.vqgan import VQGANDecoder
+
+TINY = VQGANConfig(channel_mult=(1, 2, 1), hidden_channels=64, num_res_blocks=2, z_channels=8, codebook_size=16)
+
+
+def decoder_of(config=TINY):
+    torch.manual_seed(0)
+    return VQGANDecoder(config)
+
+
+def test_the_transforms_are_exact():
+    into, kernel, back = _transforms()
+    numbers, weights = torch.randn(7, 6).double(), torch.randn(7, 3).double()
+    found = ((numbers @ into.T) * (weights @ kernel.T)) @ back.T
+    torch.testing.assert_close(found, (numbers.unfold(1, 3, 1) * weights[:, None]).sum(2), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (16, 8), (9, 12), (20, 16), (1, 3)])
+@torch.no_grad()
+def test_pixels_are_those_of_the_plain_decoder(grid):
+    decoder = decoder_of()
+    z = torch.randn(2, 8, *grid)
+    torch.testing.assert_close(decoder(z), decoder.plain(z), rtol=0, atol=2e-5)
+    doubled = decoder.double()
+    torch.testing.assert_close(doubled(z.double()), doubled.plain(z.double()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+@torch.no_grad()
+def test_the_last_rows_may_be_fewer_than_a_part(upsample):
+    conv, side = nn.Conv2d(32, 32, 3, padding=1), 68
+    across = side // (2 if upsample else 4)
+    assert across % (_TILES // across), "this size divides evenly"
+    x = torch.randn(1, 32, side, side).contiguous(memory_format=torch.channels_last)
+    expected = conv(F.interpolate(x, scale_factor=2.0) if upsample else x)
+    torch.testing.assert_close(_Winograd(conv, upsample=upsample)(x), expected, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_a_mean_far_from_zero_costs_little():
+    norm, conv = nn.GroupNorm(32, 64), nn.Conv2d(64, 64, 3, padding=1, bias=False)
+    x = (torch.randn(1, 64, 32, 32) + 30).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(_Winograd(conv, norm)(x), conv(F.silu(norm(x))), rtol=0, atol=1e-3)
+
+
+def test_gradients_are_those_of_the_plain_decoder():
+    decoder = decoder_of()
+    z = torch.randn(1, 8, 8, 8, requires_grad=True)
+    decoder(z).square().sum().backward()
+    assert z.grad is not None and all(part.grad is not None for part in decoder.parameters())
+
+
+@torch.no_grad()
+def test_changed_weights_are_seen():
+    decoder, z = decoder_of(), torch.randn(1, 8, 8, 8)
+    decoder(z)
+    for part in (decoder.up[0].block[0].conv2.weight, decoder.norm_out.bias, decoder.up[1].upsample_conv.bias):
+        before = decoder(z)
+        part.add_(torch.randn_like(part))
+        assert not torch.equal(decoder(z), before)
+        torch.testing.assert_close(decoder(z), decoder.plain(z), rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_bfloat16_is_near():
+    decoder, z = decoder_of(), torch.randn(1, 8, 16, 16)
+    exact = decoder(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = decoder(z)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).square().mean() < 1e-3 * exact.var()
+
+
+@pytest.mark.parametrize("kept", [slice(-3, None), slice(1, 6)])
+def test_a_block_at_some_positions_is_the_block_there(kept):
+    torch.manual_seed(0)
+    block = Block(ViTSize(width=32, num_layers=1, num_heads=2))
+    for part in block.parameters():
+        nn.init.normal_(part, std=0.3)
+    x = torch.randn(2, 9, 32, requires_grad=True)
+    probe = torch.randn(2, 9, 32)[:, kept]
+    grads = []
+    for found in (block(x)[:, kept], block(x, kept)):
+        grads.append(torch.autograd.grad((found * probe).sum(), [x, *block.parameters()]))
+        torch.testing.assert_close(found, block(x)[:, kept], rtol=1e-5, atol=1e-5)
+    for first, second in zip(*grads, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
