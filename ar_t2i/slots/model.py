@@ -43,7 +43,9 @@ class SlotTokenizer(nn.Module):
         self.unmixer = _Mixer(slot_numbers, self.config.num_features, self.config.unmixer_width, depth)
         self.decoder = _decoder(self.config)
         codebook_KD = torch.randn(self.config.codebook_size, self.config.code_dim)
-        self.register_buffer("codebook_KD", F.normalize(codebook_KD, dim=-1))
+        if not codebook_KD.is_meta:  # there numbers have no effect, but some functions import torch's compiler: a second
+            codebook_KD = F.normalize(codebook_KD, dim=-1)
+        self.register_buffer("codebook_KD", codebook_KD)
         self.register_buffer("feature_mean_F", torch.zeros(self.config.num_features))
         self.register_buffer("feature_std_F", torch.ones(self.config.num_features))
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
@@ -318,7 +320,8 @@ def _decoder(config: SlotConfig) -> nn.Sequential:
 
 def _conv(num_in: int, num_out: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
     conv = nn.Conv2d(num_in, num_out, kernel, stride=stride, padding=(kernel - 1) // 2)
-    nn.init.kaiming_normal_(conv.weight, a=0.1)
+    if not conv.weight.is_meta:
+        nn.init.kaiming_normal_(conv.weight, a=0.1)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
