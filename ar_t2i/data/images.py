@@ -17,9 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ar_t2i.data.sample import Reason
 
 CropRule = Literal["center", "adm"]
-Pixels = Literal["exact", "fast", "draft"]
-"""How near to the published crop rules, which are Pillow's filters: bit for bit; by torch's vectorised filter, whose
-weights are shorter, so that one value in some hundred is off by 1; the same, with large JPEGs not decoded in full."""
+Pixels = Literal["exact", "fast"]
+"""How near to the published crop rules, which are Pillow's filters: bit for bit, or by torch's vectorised filter, whose
+weights are shorter, so that one value in some hundred is off by 1."""
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """No others: PIL hands EPS to an interpreter, and some formats accept any bytes."""
 
@@ -63,12 +63,12 @@ def prepare(
             (arXiv 2105.05233) and the pretokenization script of 1d-tokenizer.
         limits: what is dropped unread.
         pixels: "exact" gives those of the rule bit for bit; "fast" is at most 2 (of 255) off, in less than one value
-            of a hundred; "draft" decodes JPEGs at 1/2, 1/4 or 1/8 where the shorter edge stays twice `size` or longer.
+            of a hundred.
 
     Returns:
         (size, size, 3) uint8 RGB, or the reason.
     """
-    picture = _decode(data, limits, 2 * size if pixels == "draft" else None)
+    picture = _decode(data, limits)
     if isinstance(picture, Reason):
         return picture
     bicubic = _bicubic if pixels == "exact" else _bicubic_by_torch
@@ -114,8 +114,8 @@ def _bicubic(picture: Image.Image, to: tuple[int, int]) -> np.ndarray:
 
 def _bicubic_by_torch(picture: Image.Image, to: tuple[int, int]) -> np.ndarray:
     """The same filter with weights of 16 bits instead of 32, eight values at a time."""
-    if picture.size == to:
-        return np.asarray(picture)
+    if picture.size == to or picture.height > 2 * picture.width:  # there Pillow begins with the columns, torch never
+        return _bicubic(picture, to)
     import torch  # here, for who wants exact pixels needs none
     from torch.nn.functional import interpolate
 
@@ -123,8 +123,8 @@ def _bicubic_by_torch(picture: Image.Image, to: tuple[int, int]) -> np.ndarray:
     return interpolate(pixels_13HW, to[::-1], mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
-def _decode(data: bytes, limits: ImageLimits, least: int | None) -> Image.Image | Reason:
-    """The first frame in mode RGB, upright, or the reason; a JPEG may be smaller, with no edge below `least`."""
+def _decode(data: bytes, limits: ImageLimits) -> Image.Image | Reason:
+    """The first frame in mode RGB, upright, or the reason."""
     if not data:
         return Reason.IMAGE_EMPTY
     try:
@@ -134,8 +134,6 @@ def _decode(data: bytes, limits: ImageLimits, least: int | None) -> Image.Image 
                 return too
             if _scans(picture, data) * picture.width * picture.height > MOST_SCANNED * limits.max_pixels:
                 return Reason.IMAGE_TOO_LARGE
-            if least is not None:
-                picture.draft(None, (least, least))
             picture.load()
             return _rgb(ImageOps.exif_transpose(picture) if _turned(picture) else picture)
     except UnidentifiedImageError:

@@ -136,24 +136,6 @@ def test_fast_pixels_are_the_exact_ones_but_for_rounding(crop):
     assert (good(encoded(same), crop=crop, pixels="fast") == same).all()
 
 
-def test_draft_pixels_differ_for_large_jpegs_alone():
-    small, turned = encoded(photo(1023, 1023), "JPEG", quality=90), Image.Exif()
-    turned[0x0112] = 6
-    assert (good(small, pixels="draft") == good(small, pixels="fast")).all()
-    for data in (
-        encoded(photo(1030, 1024), "JPEG", quality=90),
-        encoded(photo(1400, 4100), "JPEG", quality=90, exif=turned),
-        encoded(photo(1100, 1100).convert("L"), "JPEG", quality=90),
-        encoded(photo(1100, 1100).convert("CMYK"), "JPEG", quality=90),
-        encoded(photo(2049, 2050), "JPEG", quality=90, progressive=True),
-    ):
-        fast, draft = (good(data, pixels=pixels).astype(float) for pixels in ("fast", "draft"))
-        assert 0 < np.square(fast - draft).mean() < 4, np.square(fast - draft).mean()
-    png = encoded(photo(1100, 1100))
-    assert (good(png, pixels="draft") == good(png, pixels="fast")).all()
-    assert prepare(encoded(photo(1100, 1100), "JPEG")[:9000], pixels="draft") is Reason.IMAGE_BROKEN
-
-
 def test_fast_pixels_give_the_codes_of_exact_ones_on_photographs(shared):
     """Each code of the tokenizer that comes with the package stands for a part of the picture; few may turn over."""
     tar = shared / "data" / "photos" / "photos-validation-0000.tar"
