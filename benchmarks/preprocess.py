@@ -65,13 +65,13 @@ def one_core(options: Options, tokenizer: ImageTokenizer) -> None:
 
 
 def plain(data: bytes, size: int = 256, least: int = 10**6) -> np.ndarray:
-    """What people write: nothing is checked, no picture is turned; `least` lets libjpeg shrink to no less than that."""
+    """What people write: nothing is checked, no picture is turned; `least` lets libjpeg shrink, to no less."""
     picture = Image.open(io.BytesIO(data))
     picture.draft("RGB", (least, least))
     picture = picture.convert("RGB")
     scale = size / min(picture.size)
-    to = tuple(max(int(edge * scale), size) for edge in picture.size)
-    picture = picture.resize(to, Image.Resampling.BICUBIC)
+    width, height = (max(int(edge * scale), size) for edge in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = ((edge - size) // 2 for edge in picture.size)
     return np.asarray(picture.crop((left, top, left + size, top + size)))
 

@@ -18,8 +18,8 @@ from ar_t2i.data.sample import Reason
 
 CropRule = Literal["center", "adm"]
 Pixels = Literal["exact", "fast"]
-"""How near to the published crop rules, which are Pillow's filters: bit for bit, or by torch's vectorised filter, whose
-weights are shorter, so that one value in some hundred is off by 1."""
+"""How near to the published crop rules, which are Pillow's filters: bit for bit, or by torch's vectorised
+filter, whose weights are shorter: few values are off by 1."""
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """No others: PIL hands EPS to an interpreter, and some formats accept any bytes."""
 
