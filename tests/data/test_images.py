@@ -295,7 +295,6 @@ def test_workers_hand_over_what_is_prepared(pixels):
     expected = prepare_many(files, 32, "adm", pixels=pixels)
     for workers in (0, 2):
         with Decoder(workers, 32, "adm", pixels=pixels) as decode:
-            ((_, items),) = decode([(0, samples)])
-            found = [item.reason or item.picture for item in items]
+            found = [item.reason or item.picture for _, items in decode([(0, samples)]) for item in items]
         for one, other in zip(found, expected, strict=True):
             assert one is other if isinstance(other, Reason) else (one == other).all()
