@@ -190,7 +190,7 @@ def decoded(
             for sample in islice(iterate_samples(shard, captions=False), start, stop):
                 if sample.image is not None and not chosen(sample.key):
                     continue
-                picture = sample.reason if sample.image is None else prepare(sample.image, size, pixels="fast")
+                picture = sample.reason if sample.image is None else prepare(sample.image, size)
                 if isinstance(picture, np.ndarray):
                     yield picture
                 else:
