@@ -39,7 +39,7 @@ def run(options: Options) -> None:
     large = shipped if options.small else TiTok.from_scratch(published_config("b64"), torch.Generator())
     print("\n| tokenizer | encode alone, pictures/s | limit of the cores | verb | of limit |\n|---|---|---|---|---|")
     whole(options, "shipped", shipped, 256 if options.small else 768, 32)
-    whole(options, "titok b64, random weights", large, 24, 4)
+    whole(options, "titok b64, random weights", large, 16, 2)
 
 
 def one_core(options: Options, tokenizer: ImageTokenizer) -> None:
@@ -99,7 +99,7 @@ def whole(options: Options, name: str, tokenizer: ImageTokenizer, count: int, ba
             alone = clock.rate()
             started = time.perf_counter()
             for data in files[:16]:
-                prepare(data, pixels="fast")
+                prepare(data)
             decoding = (time.perf_counter() - started) / 16
             config = PreprocessConfig(
                 sources=(folder,), out=f"{folder}/out-{turn}", image_tokenizer="", batch_size=batch_size,
