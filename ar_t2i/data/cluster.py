@@ -154,8 +154,8 @@ def tokenize_on_cluster(
         gpus, encoders = _encoders(config, ray.cluster_resources())
         models = ray.put(image_tokenizer), ray.put(vocabulary)
         settings = _Settings(
-            image_tokenizer.image_size, config.crop, config.limits, config.max_caption_chars, config.pixels,
-            config.batch_size,
+            image_tokenizer.image_size, config.crop, config.limits, config.max_caption_chars, config.batch_size,
+            config.pixels,
         )  # fmt: skip
         dtype = _choose(ray, folder, todo, models[0], settings, config, gpus, progress)
         chunks = _chunks(ray, folder, todo, models, settings, config, gpus, encoders, dtype)
@@ -186,8 +186,8 @@ class _Settings:
     crop: CropRule
     limits: ImageLimits
     max_caption_chars: int
-    pixels: Pixels
     batch_size: int
+    pixels: Pixels = "exact"
 
     def batches(self, shard: Shard, drop: Callable[[str, Reason], None]) -> Iterator[list]:
         """Batches of decoded samples, as the local engine encodes them."""
