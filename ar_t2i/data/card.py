@@ -49,8 +49,8 @@ A row is a captioned picture of {image_size}x{image_size} pixels as {num_codes} 
 
 By `ar-t2i preprocess` ({versions}) from {sources}.
 
-- Pictures: shorter edge to {image_size} pixels, bicubic, crop rule `{crop}`; the image tokenizer's fingerprint is
-  `{image_tokenizer}`.
+- Pictures: shorter edge to {image_size} pixels, bicubic, crop rule `{crop}`, pixels `{pixels}`; the image tokenizer's
+  fingerprint is `{image_tokenizer}`.
 - Captions: the joint vocabulary's fingerprint is `{vocabulary}`.
 - Left out: pictures of more than {max_pixels:,} pixels, with an edge under {min_edge} or longer than {max_aspect:g}
   times the shorter; captions of more than {max_caption_chars:,} characters; what could not be read.
@@ -82,6 +82,8 @@ class Facts:
     """Fingerprint."""
     crop: str
     """Crop rule."""
+    pixels: str = "exact"
+    """How near to the rule."""
     max_pixels: int
     """Of a picture."""
     min_edge: int

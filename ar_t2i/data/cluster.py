@@ -24,13 +24,13 @@ import numpy as np
 import pyarrow as pa
 
 from ar_t2i.data.decode import Decoder, batches
-from ar_t2i.data.images import CropRule, ImageLimits
+from ar_t2i.data.images import CropRule, ImageLimits, Pixels
 from ar_t2i.data.parts import PartRecord, new_part
 from ar_t2i.data.sample import Reason, UnreadableShard
 from ar_t2i.data.shards import Shard, iterate_samples
 from ar_t2i.device import keep_freed_memory
 
-if TYPE_CHECKING:  # the workers that decode and write import this file, and need no torch
+if TYPE_CHECKING:  # the workers that write import this file, and need no torch
     from ar_t2i.data.encode import Arithmetic
     from ar_t2i.data.manifest import TokenizedFolder
     from ar_t2i.data.preprocess import PreprocessConfig
@@ -154,8 +154,9 @@ def tokenize_on_cluster(
         gpus, encoders = _encoders(config, ray.cluster_resources())
         models = ray.put(image_tokenizer), ray.put(vocabulary)
         settings = _Settings(
-            image_tokenizer.image_size, config.crop, config.limits, config.max_caption_chars, config.batch_size
-        )
+            image_tokenizer.image_size, config.crop, config.limits, config.max_caption_chars, config.batch_size,
+            config.pixels,
+        )  # fmt: skip
         dtype = _choose(ray, folder, todo, models[0], settings, config, gpus, progress)
         chunks = _chunks(ray, folder, todo, models, settings, config, gpus, encoders, dtype)
         with closing(chunks), _Writers(ray, folder, progress) as writers:  # closing stops the engine when we fail
@@ -186,10 +187,11 @@ class _Settings:
     limits: ImageLimits
     max_caption_chars: int
     batch_size: int
+    pixels: Pixels = "exact"
 
     def batches(self, shard: Shard, drop: Callable[[str, Reason], None]) -> Iterator[list]:
         """Batches of decoded samples, as the local engine encodes them."""
-        with Decoder(0, self.size, self.crop, self.limits, self.max_caption_chars) as decode:
+        with Decoder(0, self.size, self.crop, self.limits, self.max_caption_chars, self.pixels) as decode:
             for _, samples in decode([(0, iterate_samples(shard))]):
                 yield from batches(samples, drop, self.batch_size)
 

@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from ar_t2i.data.captions import MAX_CAPTION_CHARS, clean_caption
-from ar_t2i.data.images import DEFAULT_LIMITS, CropRule, ImageLimits, prepare_many
+from ar_t2i.data.images import DEFAULT_LIMITS, CropRule, ImageLimits, Pixels, prepare_many
 from ar_t2i.data.sample import Reason, Sample, UnreadableShard
 
 CHUNK = 8
@@ -65,17 +65,18 @@ class Decoder:
         crop: CropRule = "center",
         limits: ImageLimits = DEFAULT_LIMITS,
         max_caption_chars: int = MAX_CAPTION_CHARS,
+        pixels: Pixels = "exact",
     ):
         """Start no process yet; with 0 workers the pictures are decoded in this process."""
         self.workers, self.max_caption_chars = workers, max_caption_chars
-        self.settings = (size, crop, limits)
+        self.settings = (size, crop, limits, pixels)
         self.pool: ProcessPoolExecutor | None = None
         self.stopped = threading.Event()
 
     def __enter__(self) -> Self:
         if self.workers:
             context = multiprocessing.get_context("spawn")  # a fork would copy torch's locks as they stand
-            self.pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker)
+            self.pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self.settings[-1],))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,7 +150,11 @@ class Decoder:
     def _start(self, files: list[bytes]) -> Result:
         if self.pool is None or not files:
             return lambda: prepare_many(files, *self.settings)
-        return self.pool.submit(prepare_many, files, *self.settings).result
+        packed, size = self.pool.submit(_prepare_packed, files, *self.settings), self.settings[0]
+        return lambda: [
+            picture if isinstance(picture, Reason) else np.frombuffer(picture, np.uint8).reshape(size, size, 3)
+            for picture in packed.result()
+        ]
 
 
 def batches(items: Iterable[Decoded], drop: Callable[[str, Reason], None], size: int) -> Iterator[list[Decoded]]:
@@ -165,6 +170,11 @@ def batches(items: Iterable[Decoded], drop: Callable[[str, Reason], None], size:
             batch = []
     if batch:
         yield batch
+
+
+def pictures(batch: Iterable[Decoded]) -> list[np.ndarray]:
+    """Those of a batch of good samples."""
+    return [item.picture for item in batch if item.picture is not None]
 
 
 def _chunks(entries: Iterable[tuple[Decoded, bytes | None]]) -> Iterator[list[tuple[Decoded, bytes | None]]]:
@@ -243,7 +253,12 @@ def _samples(items: Iterable[Decoded]) -> Iterator[Decoded]:
         yield item
 
 
-def _start_worker() -> None:
+def _prepare_packed(files: list[bytes], *settings: Any) -> list[bytes | Reason]:
+    """What a worker does: `prepare_many`, with pictures as bytes, which travel in half the time of arrays."""
+    return [item if isinstance(item, Reason) else item.tobytes() for item in prepare_many(files, *settings)]
+
+
+def _start_worker(pixels: Pixels) -> None:
     """Leave Ctrl-C to the main process, and end when it is gone, which a pool's workers do not by themselves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -254,3 +269,7 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    if pixels != "exact":
+        import torch
+
+        torch.set_num_threads(1)  # each core has a worker

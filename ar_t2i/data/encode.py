@@ -3,9 +3,9 @@
 Shape suffixes: B batch, S picture edge, T codes of a picture.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from ar_t2i.device import has_fast_bf16, pick_device
 from ar_t2i.image_tokenizer import ImageTokenizer
 
+T = TypeVar("T")
 Arithmetic = Literal["auto", "float32", "bfloat16"]
 LEAST_AGREEMENT = 0.99
 """Part of the codes that bfloat16 must have in common with float32 to be used."""
@@ -71,12 +72,41 @@ class Encoder:
         Raises:
             ValueError: the tokenizer gives codes of another shape or beyond its codebook.
         """
-        pixels_BSS3 = torch.from_numpy(np.stack(pictures)).to(self.device)
-        pixels_B3SS = pixels_BSS3.permute(0, 3, 1, 2).contiguous().float() / 255
+        return self._begin(pictures)()
+
+    def ahead(self, batches: Iterable[tuple[T, Sequence[np.ndarray]]]) -> Iterator[tuple[T, np.ndarray]]:
+        """Pairs of anything and B pictures to pairs of it and their codes, as a call gives them, in order.
+
+        A GPU already has the next batch while the codes of one are put to use.
+        """
+        begun: tuple[T, Callable[[], np.ndarray]] | None = None
+        for item, pictures in batches:
+            before, begun = begun, (item, self._begin(pictures))
+            if before is not None:
+                yield before[0], before[1]()
+        if begun is not None:
+            yield begun[0], begun[1]()
+
+    def _begin(self, pictures: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        """Hand the work to the device; the result waits for it."""
+        pixels_BSS3 = torch.from_numpy(np.stack(pictures))
+        apart = self.device.type == "cuda"  # what is copied from and to pinned memory, the process does not wait for
+        pixels_BSS3 = (pixels_BSS3.pin_memory() if apart else pixels_BSS3).to(self.device, non_blocking=apart)
+        pixels_B3SS = pixels_BSS3.permute(0, 3, 1, 2).contiguous().float().div_(255)
         if self.dtype == "auto":
             self.dtype = self._settled(self._compare(pixels_B3SS[:COMPARED]))
-        codes_BT = self._encode(pixels_B3SS, self.dtype).cpu()
-        expected, size = (len(pictures), self.image_tokenizer.num_codes), self.image_tokenizer.codebook_size
+        codes_BT = self._encode(pixels_B3SS, self.dtype).to("cpu", non_blocking=apart)
+        arrived = torch.cuda.current_stream(self.device).record_event() if apart else None
+
+        def finish() -> np.ndarray:
+            if arrived is not None:
+                arrived.synchronize()
+            return self._checked(codes_BT, len(pictures))
+
+        return finish
+
+    def _checked(self, codes_BT: Tensor, count: int) -> np.ndarray:
+        expected, size = (count, self.image_tokenizer.num_codes), self.image_tokenizer.codebook_size
         if tuple(codes_BT.shape) != expected or codes_BT.min() < 0 or codes_BT.max() >= size:
             raise ValueError(
                 f"the image tokenizer gave codes {codes_BT.min()} to {codes_BT.max()}, shape {tuple(codes_BT.shape)}; "

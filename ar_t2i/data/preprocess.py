@@ -19,9 +19,9 @@ import torch
 
 import ar_t2i
 from ar_t2i.data.captions import MAX_CAPTION_CHARS
-from ar_t2i.data.decode import Decoder, batches
+from ar_t2i.data.decode import Decoder, batches, pictures
 from ar_t2i.data.encode import Arithmetic, Encoder
-from ar_t2i.data.images import CropRule, ImageLimits
+from ar_t2i.data.images import CropRule, ImageLimits, Pixels
 from ar_t2i.data.manifest import TokenizedFolder
 from ar_t2i.data.preview import draw_preview
 from ar_t2i.data.progress import Progress
@@ -31,6 +31,9 @@ from ar_t2i.device import keep_freed_memory, return_freed_memory
 from ar_t2i.hub.names import resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.vocabulary import Vocabulary
+
+ROWS_PER_TRIM = 5_000
+"""After so many, memory that parts left goes back to the system, which takes a tenth of a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,9 @@ class PreprocessConfig(ImageLimits):
     """Split that these sources become; other splits of the folder stay as they are."""
     crop: CropRule = "center"
     """Shorter edge to the tokenizer's size, then the centre: as torchvision does it, or as guided diffusion (adm)."""
+    pixels: Pixels = "exact"
+    """Resized bit for bit as Pillow does, or 1.6 times as fast with some values off by 1 (fast): on photographs more
+    than 99% of the codes stay the same, with an image tokenizer whose codes lie close together far fewer."""
     image_column: str | None = None
     """Column of the picture's path in tables (default: file_name, path, file, image and the like)."""
     caption_column: str | None = None
@@ -160,6 +166,7 @@ def _tokenize_here(
     keep_freed_memory()
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # its own is not trimmed
     unreadable: dict[int, UnreadableShard] = {}
+    rows = 0
     used = folder.arithmetics()
     encode = Encoder(image_tokenizer, _device(config), config.dtype, used, progress.say, folder.settle)
     with _decoder(image_tokenizer, config) as decode:
@@ -168,14 +175,17 @@ def _tokenize_here(
         for number, samples in decode((number, iterate_samples(folder.shards[number])) for number in todo):
             try:
                 with folder.part(number) as part:
-                    for batch in batches(progress.watch(samples), part.drop, config.batch_size):
+                    ready = batches(progress.watch(samples), part.drop, config.batch_size)
+                    for batch, codes in encode.ahead((batch, pictures(batch)) for batch in ready):
                         captions = [item.caption for item in batch]
-                        codes = encode([item.picture for item in batch if item.picture is not None])
                         ids = vocabulary.encode_captions(captions)
                         part.add([item.key for item in batch], captions, codes, ids)
                         part.arithmetic = encode.arithmetic
                 progress.finish(folder.path(number).stem, folder.records[number])
-                return_freed_memory()
+                rows += folder.records[number].kept
+                if rows >= ROWS_PER_TRIM:
+                    return_freed_memory()
+                    rows = 0
                 if progress.shown:
                     _show_rows(folder, image_tokenizer, encode.device)
             except UnreadableShard as error:
@@ -207,7 +217,8 @@ def _show_rows(folder: TokenizedFolder, image_tokenizer: ImageTokenizer, device:
 def _decoder(image_tokenizer: ImageTokenizer, config: PreprocessConfig) -> Decoder:
     cores = (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     workers = max(cores - 1, 1) if config.workers is None else config.workers
-    return Decoder(workers, image_tokenizer.image_size, config.crop, config.limits, config.max_caption_chars)
+    size, captions = image_tokenizer.image_size, config.max_caption_chars
+    return Decoder(workers, size, config.crop, config.limits, captions, config.pixels)
 
 
 def _device(config: PreprocessConfig) -> str:
@@ -247,7 +258,7 @@ def _facts(image_tokenizer: ImageTokenizer, vocabulary: Vocabulary, config: Prep
             f"the image tokenizer has {image_tokenizer.codebook_size} codes, the vocabulary ids for only "
             f"{vocabulary.codebook_size}; give a vocabulary made for that codebook"
         )
-    settings = ("crop", "max_pixels", "min_edge", "max_aspect", "max_caption_chars")
+    settings = ("crop", "pixels", "max_pixels", "min_edge", "max_aspect", "max_caption_chars")
     return {
         "image_tokenizer": image_tokenizer.fingerprint,
         "num_codes": image_tokenizer.num_codes,

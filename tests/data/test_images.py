@@ -5,6 +5,7 @@ import io
 import struct
 import warnings
 import zlib
+from importlib.resources import files as files_of_package
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from ar_t2i.data.decode import Decoder
+from ar_t2i.data.encode import Encoder
 from ar_t2i.data.images import ImageLimits, prepare, prepare_many
-from ar_t2i.data.sample import Reason
+from ar_t2i.data.sample import Reason, Sample
+from ar_t2i.data.shards import expand_sources, iterate_samples
+from ar_t2i.image_tokenizer import load_image_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 # width, height: sha256 of what torchvision 0.28.0 makes of `arithmetic(width, height)`
@@ -98,6 +103,48 @@ def test_a_square_of_the_right_size_is_left_alone():
     picture = arithmetic(256, 256)
     for crop in ("center", "adm"):
         assert (good(encoded(picture), crop=crop) == picture).all()
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """As smooth and as noisy as a photograph."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 32 + 1, width // 32 + 1, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    return Image.fromarray((smooth + rng.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("crop", ["center", "adm"])
+def test_fast_pixels_are_the_exact_ones_but_for_rounding(crop):
+    sizes = [
+        (500, 375),
+        (375, 500),
+        (300, 201),
+        (97, 133),
+        (1024, 768),
+        (1025, 770),
+        (700, 257),
+        (257, 5000),
+        (40, 41),
+    ]
+    for width, height in sizes:
+        for data in (encoded(photo(width, height), "JPEG", quality=90), encoded(arithmetic(width, height))):
+            exact, fast = (good(data, crop=crop, pixels=pixels).astype(int) for pixels in ("exact", "fast"))
+            apart = np.abs(exact - fast)
+            assert apart.max() <= 2 and (apart > 0).mean() < 0.02, (width, height, apart.max(), (apart > 0).mean())
+    assert len(sizes) == 9
+    same = arithmetic(256, 256)
+    assert (good(encoded(same), crop=crop, pixels="fast") == same).all()
+
+
+def test_fast_pixels_give_the_codes_of_exact_ones_on_photographs(shared):
+    """Each code of the tokenizer that comes with the package stands for a part of the picture; few may turn over."""
+    tar = shared / "data" / "photos" / "photos-validation-0000.tar"
+    if not tar.exists():
+        pytest.skip("no photographs")
+    files = [sample.image for sample in iterate_samples(expand_sources([str(tar)])[0]) if sample.image][:48]
+    encode = Encoder(load_image_tokenizer(files_of_package("ar_t2i") / "bundle" / "image_tokenizer"), "cpu", "float32")
+    exact, fast = (encode([good(data, pixels=pixels) for data in files]) for pixels in ("exact", "fast"))
+    assert exact.size == 48 * 32 and (exact == fast).mean() > 0.99
 
 
 GREY_RAMP = np.linspace(0, 65535, 256 * 256).reshape(256, 256).astype(np.uint16)
@@ -239,3 +286,15 @@ def test_many_are_one_by_one():
     first, second, third = prepare_many(files, 64, "center")
     assert second is Reason.IMAGE_EMPTY
     assert (first == prepare(files[0], 64)).all() and (third == prepare(files[2], 64)).all()
+
+
+@pytest.mark.parametrize("pixels", ["exact", "fast"])
+def test_workers_hand_over_what_is_prepared(pixels):
+    files = [encoded(photo(90, 70, seed), "JPEG") for seed in range(20)] + [b"", COLORS["gif"][0]]
+    samples = [Sample(key=str(number), image=data, caption="a caption") for number, data in enumerate(files)]
+    expected = prepare_many(files, 32, "adm", pixels=pixels)
+    for workers in (0, 2):
+        with Decoder(workers, 32, "adm", pixels=pixels) as decode:
+            found = [item.reason or item.picture for _, items in decode([(0, samples)]) for item in items]
+        for one, other in zip(found, expected, strict=True):
+            assert one is other if isinstance(other, Reason) else (one == other).all()

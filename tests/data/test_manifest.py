@@ -96,6 +96,7 @@ def test_what_must_not_be_mixed_is_refused(kit, run, tmp_path, source):
     for options, name in (
         ({"tokenizer": kit.MeanTokenizer("others")}, "image_tokenizer"),
         ({"crop": "adm"}, "crop"),
+        ({"pixels": "fast"}, "pixels"),
         ({"min_edge": 3}, "min_edge"),
     ):
         with pytest.raises(ValueError, match=f"was made with {name}=.*give another --out"):
@@ -103,6 +104,17 @@ def test_what_must_not_be_mixed_is_refused(kit, run, tmp_path, source):
         with pytest.raises(ValueError, match=name):
             run(split="validation", **options)
     assert kit.files_of(tmp_path / "out") == before
+
+
+def test_a_folder_from_before_pixels_could_be_chosen_has_exact_ones(kit, run, tmp_path):
+    run()
+    manifest = tmp_path / "out" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    assert facts.pop("pixels") == "exact"
+    manifest.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="was made with pixels=exact, this run has fast"):
+        run(pixels="fast")
+    assert run().new_parts == 0
 
 
 def test_another_vocabulary_is_refused(kit, run, tmp_path, vocabulary, source):

@@ -169,6 +169,21 @@ def test_bfloat16_must_give_the_same_codes(kit, monkeypatch, capsys):
     assert Encoder(kit.MeanTokenizer(), "cpu").dtype == "float32"
 
 
+def test_batches_that_begin_early_give_the_same_codes_in_order(kit):
+    encode, begun = Encoder(kit.MeanTokenizer(), "cpu", "float32"), []
+    pictures = [[prepare(kit.picture(3 * batch + number), kit.SIZE) for number in range(3)] for batch in range(4)]
+
+    def batches():
+        for number, batch in enumerate(pictures):
+            begun.append(number)
+            yield f"batch {number}", batch
+
+    for number, (name, codes) in enumerate(encode.ahead(batches())):
+        assert name == f"batch {number}" and (codes == encode(pictures[number])).all()
+        assert begun == list(range(min(number + 2, 4)))
+    assert number == 3 and not list(encode.ahead([]))
+
+
 def test_the_whole_command_on_folders(kit, tmp_path, image_tokenizer_folder, vocabulary_folder, image_tokenizer):
     folder = tmp_path / "pets"
     folder.mkdir()
