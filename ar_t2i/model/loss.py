@@ -4,7 +4,7 @@ A position whose target is an image code chooses among the image ids only, one w
 only. That equals the full softmax with -inf on the other ids, and is computed exactly and cheaply: just those
 positions times just those rows of the output matrix. Special tokens are no targets (`ar_t2i.sequence`).
 
-Shapes: B batch, T sequence, P all positions B T, D width, V vocabulary, N targets of one modality, K ids of one modality.
+Shapes: B batch, T sequence, P all positions B T, D width, V vocabulary; of one modality N targets and K ids.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class DecoderWithLoss(nn.Module):
             logarithm of the softmax's denominator (z-loss).
         """
         hidden_BTD = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        (image, z), (text, _) = self._sums(hidden_BTD.flatten(0, 1), labels)
+        (image, z), (text, _) = self._sums(hidden_BTD.flatten(0, 1), labels).unbind()
         return {"image": image, "text": text, "z": z}
 
     def count_targets(self, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,14 +72,13 @@ class DecoderWithLoss(nn.Module):
         return kind_BT == _IMAGE, kind_BT == _TEXT
 
     @torch.compiler.disable  # numbers of targets differ from batch to batch
-    def _sums(self, hidden_PD: Tensor, labels: Tensor) -> Tensor:
+    def _sums(self, hidden_PD: Tensor, labels: Tensor) -> Any:
         """The cross-entropies and the squared logarithms, (2, 2), of image and text."""
         head = output_layer(self.model)
-        row_P = nn.functional.pad(self.row_of_id[labels[:, 1:].clamp_min(0)], (0, 1)).flatten()  # the last sees no next
         parts = []
         for chosen_BT, rows_K in zip(self._targets(labels), (self.image_rows, self.text_rows), strict=True):
-            places_N = nn.functional.pad(chosen_BT, (0, 1)).flatten().nonzero().squeeze(1)
-            parts.append((places_N, row_P[places_N], rows_K))
+            places_N = nn.functional.pad(chosen_BT, (0, 1)).flatten().nonzero().squeeze(1)  # the last one sees no next
+            parts.append((places_N, self.row_of_id[labels[:, 1:][chosen_BT]], rows_K))
         return _CrossEntropy.apply(hidden_PD, head.weight, head.bias, parts)
 
 
@@ -117,10 +116,10 @@ class _CrossEntropy(torch.autograd.Function):
                     logits += bias_V[rows_K]
                 target_logit_N1, largest_N1 = logits.gather(1, target_N1), logits.amax(1, keepdim=True)
                 total_N1 = logits.sub_(largest_N1).exp_().sum(1, keepdim=True)
-                logits.div_(total_N1).scatter_add_(1, target_N1, logits.new_full((len(logits), 1), -1))
-                errors.copy_(logits)  # unless they are the same
                 logs_N.append(largest_N1 + total_N1.log())
                 losses_N.append(logs_N[-1] - target_logit_N1)
+                logits.div_(total_N1).scatter_(1, target_N1, torch.expm1(-losses_N[-1]))
+                errors.copy_(logits)  # unless they are the same
             log_N1, loss_N1 = torch.cat(logs_N), torch.cat(losses_N)
             sums.append(torch.stack([loss_N1.sum(), log_N1.square().sum()]))
             saved += [places_N, targets_N, chosen_ND, errors_NK, log_N1]

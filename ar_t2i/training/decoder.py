@@ -32,6 +32,7 @@ from ar_t2i.model.build import (
     output_layer,
 )
 from ar_t2i.model.loss import DecoderWithLoss
+from ar_t2i.model.quick import quicken
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.decoder import check_length
 from ar_t2i.sequence import sequence_length
@@ -164,6 +165,7 @@ class DecoderTask:
         if accelerator.device.type == "cpu":
             # torch's fused attention is slow there on the way back: a step of 64 rows took 0.68 s, and 0.53 s without.
             model.set_attn_implementation("eager")
+        quicken(model)
         self.words = words_learnt(start, words)
         check_length(
             model.config.max_position_embeddings,
