@@ -2,8 +2,8 @@
 
 Both train one model (stock Qwen3, 30,000 ids) on the same rows with the same batch, precision and AdamW, each time
 in a process of its own, in turns. Trainer: captions padded to the longest of their batch, logits of all ids, the
-faster of its attentions. ar_t2i: its whole loop, moving average of the weights included. Captions have 13 ± 6 ids, as
-those of CC3M have.
+faster of its attentions. ar_t2i: its whole loop, the moving average of the weights included, on a GPU with
+loop.compile. Captions have 13 ± 6 ids, as those of CC3M have.
 
 A window is one pass over all rows after the first steps. FLOPs are those of the mathematics, forward and back: layers
 at real ids, causal attention, output rows of a modality at its targets; no padding, no recomputation.
@@ -36,16 +36,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "1 B": {"size": "large"},
 }
 """Of `ar_t2i.model.build.ModelConfig`."""
-LAPTOP = {"10 M": 64, "100 M": 32}
-"""Rows of a batch on a CPU."""
-CARD = {"10 M": 512, "100 M": 512, "330 M": 512, "1 B": 256}
+LAPTOP = {"10 M": (64, 8), "100 M": (32, 4)}
+"""Rows of a batch and batches of a window, on a CPU."""
+CARD = {"10 M": (512, 32), "100 M": (512, 32), "330 M": (512, 32), "1 B": (256, 32)}
 """On a GPU."""
 ALONE = ("1 B",)
 """Sizes that are measured without the opponent."""
-WARM = 2
-"""Steps before the window."""
-BATCHES = 8
-"""In a window, on a CPU; four times as many on a GPU."""
 WAYS = ("ar_t2i", "Trainer, sdpa", "Trainer, eager")
 MEAN, DEVIATION, LONGEST = 13.0, 6.0, 96
 """Ids of a caption, log-normal."""
@@ -61,6 +57,16 @@ class Case:
     batch: int
     batches: int
     device: str
+
+    @property
+    def gpu(self) -> bool:
+        """Whether they train on one."""
+        return self.device.startswith("cuda")
+
+    @property
+    def warm(self) -> int:
+        """Steps before the window."""
+        return 8 if self.gpu else 1  # compiled, memory found
 
     @property
     def bf16(self) -> bool:
@@ -90,7 +96,7 @@ class Done(BaseException):
 def run(options: Options) -> None:
     """Print the table."""
     gpu = options.device.startswith("cuda")
-    names = {"10 M": 8} if options.small else CARD if gpu else LAPTOP
+    names = {"10 M": (8, 2)} if options.small else CARD if gpu else LAPTOP
     dtype = torch.bfloat16 if Case("", "", {}, 0, 0, options.device).bf16 else torch.float32
     rate = matrix_rate(dtype, options.device)
     print(f"{str(dtype)[6:]} for both; matrix products reach {rate / 1e12:.3g} TFLOP/s\n")
@@ -99,10 +105,9 @@ def run(options: Options) -> None:
     )
     print("|---" * 9 + "|")
     below = []
-    for name, batch in names.items():
+    for name, (batch, batches) in names.items():
         shape = {**SIZES[name], **({"num_layers": 1} if options.small else {})}
         with tempfile.TemporaryDirectory() as folder:
-            batches = 2 if options.small else BATCHES * (4 if gpu else 1)
             flops = prepare(Path(folder), batch * batches, shape)
             case = Case("", folder, shape, batch, batches, options.device)
             found = measure(case, WAYS[: 1 if name in ALONE else None], 2 if options.small else options.times)
@@ -207,7 +212,7 @@ def by_us(case: Case) -> Window:
         "vocabulary": f"{case.folder}/vocabulary", "model": case.model,
         "data": {"dataset": f"{case.folder}/tokens", "validation_split": "", "batch_size": case.batch,
                  "max_caption_length": LONGEST, "caption_dropout": 0.0},
-        "loop": {"steps": 10_000, "trackers": [], "checkpoint_every": 0, "evaluate_every": 0},
+        "loop": {"steps": 10_000, "trackers": [], "checkpoint_every": 0, "evaluate_every": 0, "compile": case.gpu},
         "samples": {"prompts": []},
     })  # fmt: skip
     imported, marks = used_memory(case.device), list[tuple[float, float]]()
@@ -216,10 +221,10 @@ def by_us(case: Case) -> Window:
     read = task.read
 
     def timed(start: int, stop: int) -> Generator[dict[str, torch.Tensor]]:
-        batches = chain(islice(read(0, stop), WARM), read(0, stop))  # the window begins where an epoch does
+        batches = chain(islice(read(0, stop), case.warm), read(0, stop))  # the window begins where an epoch does
         while True:
             asked = time.perf_counter()
-            if len(marks) == WARM + case.batches:
+            if len(marks) == case.warm + case.batches:
                 marks.append((asked, asked))
                 raise Done
             batch = next(batches)
@@ -232,7 +237,7 @@ def by_us(case: Case) -> Window:
         train(task, config.loop, config.optim, accelerator, Path(config.output), None, config.seed)
     except Done:
         pass
-    window = marks[WARM:]
+    window = marks[case.warm :]
     waited = sum(got - asked for asked, got in window)
     return Window(window[-1][0] - window[0][0], waited, used_memory(case.device), imported)
 
@@ -253,17 +258,17 @@ def by_trainer(case: Case) -> Window:
     sequences = rows.sequences(np.arange(len(rows)), np.zeros(len(rows), dtype=np.int64))
     model = build_model(ModelConfig(**case.model), vocabulary, 0)
     model.set_attn_implementation(case.way.split()[-1])
-    optim, gpu, marks = OptimConfig(), case.device.startswith("cuda"), list[float]()
+    optim, marks = OptimConfig(), list[float]()
 
     class Marks(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             marks.append(time.perf_counter())
 
     settings = TrainingArguments(
-        output_dir=f"{case.folder}/trainer", per_device_train_batch_size=case.batch, max_steps=WARM + case.batches + 1,
-        learning_rate=optim.lr, adam_beta1=optim.beta1, adam_beta2=optim.beta2, weight_decay=optim.weight_decay,
+        output_dir=f"{case.folder}/trainer", per_device_train_batch_size=case.batch,
+        max_steps=case.warm + case.batches + 1, learning_rate=optim.lr, adam_beta1=optim.beta1, adam_beta2=optim.beta2, weight_decay=optim.weight_decay,
         max_grad_norm=optim.clip_norm, lr_scheduler_type="cosine", warmup_steps=optim.warmup_steps,
-        optim="adamw_torch_fused", bf16=case.bf16, use_cpu=not gpu, dataloader_num_workers=4 if gpu else 0,
+        optim="adamw_torch_fused", bf16=case.bf16, use_cpu=not case.gpu, dataloader_num_workers=4 if case.gpu else 0,
         report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(
@@ -271,7 +276,7 @@ def by_trainer(case: Case) -> Window:
         datasets.Dataset.from_dict({"input_ids": sequences}), callbacks=[Marks()],
     )  # fmt: skip
     trainer.train()
-    return Window(marks[-1] - marks[WARM], 0.0, used_memory(case.device), imported)
+    return Window(marks[-1] - marks[case.warm], 0.0, used_memory(case.device), imported)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class DecoderWithLoss(nn.Module):
         kind_BT = self.kind_of_id[labels[:, 1:].clamp_min(0)].masked_fill(labels[:, 1:] == IGNORED, 0)
         return kind_BT == _IMAGE, kind_BT == _TEXT
 
-    @torch.compiler.disable  # numbers of targets differ from batch to batch
+    @torch.compiler.disable()  # numbers of targets differ from batch to batch
     def _sums(self, hidden_PD: Tensor, labels: Tensor) -> Any:
         """The cross-entropies and the squared logarithms, (2, 2), of image and text."""
         head = output_layer(self.model)

@@ -1,6 +1,7 @@
 """The quick layers against stock ones: hidden states and gradients, alone and in the loss."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from ar_t2i.model.build import add_residual_dropout
 from ar_t2i.model.quick import QuickAttention, quicken
 from ar_t2i.sampling.network import Stock, network_of
 
-SIZE = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SIZE: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 
 
 def pair(attention="eager", keys=4, **options):
