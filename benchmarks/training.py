@@ -266,10 +266,11 @@ def by_trainer(case: Case) -> Window:
 
     settings = TrainingArguments(
         output_dir=f"{case.folder}/trainer", per_device_train_batch_size=case.batch,
-        max_steps=case.warm + case.batches + 1, learning_rate=optim.lr, adam_beta1=optim.beta1, adam_beta2=optim.beta2, weight_decay=optim.weight_decay,
-        max_grad_norm=optim.clip_norm, lr_scheduler_type="cosine", warmup_steps=optim.warmup_steps,
-        optim="adamw_torch_fused", bf16=case.bf16, use_cpu=not case.gpu, dataloader_num_workers=4 if case.gpu else 0,
-        report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        max_steps=case.warm + case.batches + 1, learning_rate=optim.lr, adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2, weight_decay=optim.weight_decay, max_grad_norm=optim.clip_norm,
+        lr_scheduler_type="cosine", warmup_steps=optim.warmup_steps, optim="adamw_torch_fused", bf16=case.bf16,
+        use_cpu=not case.gpu, dataloader_num_workers=4 if case.gpu else 0, report_to="none", save_strategy="no",
+        logging_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(
         model, settings, DataCollatorForLanguageModeling(vocabulary.tokenizer, mlm=False),
