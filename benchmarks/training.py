@@ -36,7 +36,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "1 B": {"size": "large"},
 }
 """Of `ar_t2i.model.build.ModelConfig`."""
-LAPTOP = {"10 M": (64, 8), "100 M": (32, 4)}
+LAPTOP = {"10 M": (64, 8), "100 M": (64, 4)}
 """Rows of a batch and batches of a window, on a CPU."""
 CARD = {"10 M": (512, 32), "100 M": (512, 32), "330 M": (512, 32), "1 B": (256, 32)}
 """On a GPU."""
@@ -221,10 +221,11 @@ def by_us(case: Case) -> Window:
     read = task.read
 
     def timed(start: int, stop: int) -> Generator[dict[str, torch.Tensor]]:
-        batches = chain(islice(read(0, stop), case.warm), read(0, stop))  # the window begins where an epoch does
+        # The window begins where an epoch does.
+        batches = chain(islice(read(0, stop), case.warm * task.pieces), read(0, stop))
         while True:
             asked = time.perf_counter()
-            if len(marks) == case.warm + case.batches:
+            if len(marks) == (case.warm + case.batches) * task.pieces:
                 marks.append((asked, asked))
                 raise Done
             batch = next(batches)
@@ -237,7 +238,7 @@ def by_us(case: Case) -> Window:
         train(task, config.loop, config.optim, accelerator, Path(config.output), None, config.seed)
     except Done:
         pass
-    window = marks[case.warm :]
+    window = marks[case.warm * task.pieces :]
     waited = sum(got - asked for asked, got in window)
     return Window(window[-1][0] - window[0][0], waited, used_memory(case.device), imported)
 
