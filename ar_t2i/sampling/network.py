@@ -121,10 +121,10 @@ class StockRun:
 
 
 def _is_altered(model: Any) -> bool:
-    """Whether a module is not transformers' own, or has hooks."""
+    """Whether a module is not transformers' own, nor computes the same (`ar_t2i.model.quick`), or has hooks."""
     return any(
         module._forward_hooks
         or module._forward_pre_hooks
-        or not type(module).__module__.startswith(("transformers.", "torch.nn."))
+        or not type(module).__module__.startswith(("transformers.", "torch.nn.", "ar_t2i.model."))
         for module in model.modules()
     )

@@ -96,7 +96,7 @@ def train(
     keep_freed_memory()
     parallel, guard = spread(task, optim, accelerator, config.compile), Guard(config.spike)
     step = _resume(task, checkpoint, parallel, guard, accelerator)
-    accumulation = config.gradient_accumulation_steps
+    accumulation = config.gradient_accumulation_steps * task.pieces
     reading = closing(task.read(step * accumulation, config.steps * accumulation))
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=not accelerator.is_main_process, mininterval=1)
     meter = _Meter()

@@ -60,6 +60,11 @@ class Task(Protocol):
         ...
 
     @property
+    def pieces(self) -> int:
+        """Micro-batches that `read` makes of each that the run's options ask for, alike in every process."""
+        ...
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What must stay equal when a run is resumed."""
         ...

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from ar_t2i.data.batching import IGNORED, collate
+from ar_t2i.model import loss
 from ar_t2i.model.build import ModelConfig, build_model, check_head
 from ar_t2i.model.loss import DecoderWithLoss
 from ar_t2i.sequence import sequence_ids
@@ -23,6 +24,7 @@ def models(vocabulary):
     torch.manual_seed(0)
     yield build_model(ModelConfig(hidden_size=32, num_layers=2, intermediate_size=64, head_dim=16), vocabulary, 0)
     yield LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1))
+    yield PhiForCausalLM(PhiConfig(**size, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0))  # has a bias
     yield GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocabulary.size, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.0, attn_pdrop=0, embd_pdrop=0
@@ -64,6 +66,34 @@ def test_equals_the_full_softmax_with_its_gradients(vocabulary, sequences):
                 torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-6)
                 checked += 1
     assert checked > 60
+
+
+@pytest.mark.parametrize("at_once", [1, 4096 * 50])
+def test_the_number_of_logits_at_once_changes_nothing(vocabulary, sequences, model, monkeypatch, at_once):
+    batch, judge = collate(sequences, vocabulary.pad_id), DecoderWithLoss(model, vocabulary)
+    found = []
+    for number in (at_once, 2**30):
+        monkeypatch.setattr(loss, "_IN_CACHE", number)
+        model.zero_grad()
+        sums = judge(**batch)
+        (sums["image"] + sums["text"] + sums["z"]).backward()
+        found.append([*sums.values(), *(parameter.grad for parameter in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_bfloat16_keeps_what_is_left_of_a_sure_guess(vocabulary, sequences, model):
+    """A chance near one less one is rounded after the difference, not before."""
+    batch, judge = collate(sequences, vocabulary.pad_id), DecoderWithLoss(model, vocabulary)
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        head.mul_(30)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            sums = judge(**batch)
+        found.append(torch.autograd.grad(sums["image"], head)[0])
+    assert (found[0] - found[1]).norm() < 0.05 * found[0].norm()
 
 
 def test_counts(vocabulary, sequences, model):

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ar_t2i.bundles import load_bundle
 from ar_t2i.data.dataset import load_rows
 from ar_t2i.pipeline import TextToImagePipeline
+from ar_t2i.training import decoder
 from ar_t2i.training.checkpoint import list_checkpoints
 from ar_t2i.training.trackers import read_metrics
 
@@ -193,6 +194,16 @@ def test_a_bundle_in_bf16_is_half_the_size(train_run, tmp_path):
         sizes.append((bundle / "model.safetensors").stat().st_size)
         assert load_bundle(bundle).model.dtype == torch.float32
     assert 0.49 < sizes[1] / sizes[0] < 0.51
+
+
+def test_a_cpu_cuts_a_batch_into_pieces_and_takes_the_same_step(train_run, tmp_path, monkeypatch):
+    assert [decoder.pieces_of(size) for size in (1, 16, 32, 48, 64, 67, 256)] == [1, 1, 1, 2, 2, 1, 8]
+    found = []
+    for pieces in (1, 4):
+        monkeypatch.setattr(decoder, "pieces_of", lambda size, pieces=pieces: pieces)
+        run = train_run(output=str(tmp_path / str(pieces)), loop={"steps": 3})
+        found.append([record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record])
+    assert len(found[0]) == 3 and found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_a_failing_run_says_why(train_run, tmp_path, vocabulary):

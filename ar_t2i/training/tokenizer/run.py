@@ -100,7 +100,7 @@ class TokenizerTask:
             facts: what must stay equal on resume, beside what all recipes have.
         """
         self.config, self.output, self.result = config, Path(config.output), result
-        self.module, self.trained, self.companions = objective, model, companions
+        self.module, self.trained, self.companions, self.pieces = objective, model, companions, 1
         self.objective: Objective = objective  # type: ignore[assignment]
         self.no_decay = [
             parameter for name, parameter in model.named_parameters() if "embed" in name or "token" in name
