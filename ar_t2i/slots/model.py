@@ -43,7 +43,7 @@ class SlotTokenizer(nn.Module):
         self.unmixer = _Mixer(slot_numbers, self.config.num_features, self.config.unmixer_width, depth)
         self.decoder = _decoder(self.config)
         codebook_KD = torch.randn(self.config.codebook_size, self.config.code_dim)
-        if not codebook_KD.is_meta:  # there numbers have no effect, but some functions import torch's compiler: a second
+        if not codebook_KD.is_meta:  # there it has no effect, but imports torch's compiler, for a second
             codebook_KD = F.normalize(codebook_KD, dim=-1)
         self.register_buffer("codebook_KD", codebook_KD)
         self.register_buffer("feature_mean_F", torch.zeros(self.config.num_features))
