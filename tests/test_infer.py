@@ -6,7 +6,8 @@ from PIL import Image
 
 from ar_t2i.bundles import save_bundle
 from ar_t2i.cli import main
-from ar_t2i.infer import read_metadata
+from ar_t2i.infer import InferConfig, infer, read_metadata
+from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.logits import SamplingConfig
 
 
@@ -116,3 +117,18 @@ def test_a_folder_that_cannot_be_written(bundle, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["infer", "a", "--bundle", bundle, "--out", str(tmp_path / "file" / "out")]) == 2
     assert "cannot write pictures to" in capsys.readouterr().err
+
+
+def test_what_is_drawn_is_on_disk_before_the_next_batch_begins(bundle, tmp_path, monkeypatch):
+    draw_codes, calls = TextToImagePipeline.draw_codes, []
+
+    def fails_later(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise RuntimeError("the device is lost")
+        return draw_codes(*arguments)
+
+    monkeypatch.setattr(TextToImagePipeline, "draw_codes", fails_later)
+    with pytest.raises(RuntimeError, match="lost"):
+        infer(InferConfig(prompt=("a", "b", "c", "d", "e"), bundle=str(bundle), out=str(tmp_path), batch_size=2))
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["a-0.png", "b-0.png", "c-0.png", "d-0.png"]

@@ -6,6 +6,7 @@ import torch
 
 from ar_t2i.sampling.decoder import generate
 from ar_t2i.sampling.logits import SamplingConfig, draw, guide
+from ar_t2i.sampling.qwen3 import Qwen3Run
 from ar_t2i.sequence import prompt_ids
 
 PROMPTS = [
@@ -108,3 +109,19 @@ def test_a_prompt_longer_than_the_context_is_refused(model, vocabulary):
     generate(model, vocabulary, [[int(vocabulary.text_ids[0])] * room], 32, SamplingConfig(), uniform(1))
     with pytest.raises(ValueError, match=f"the prompt has {room + 1} ids, expected at most {room}"):
         generate(model, vocabulary, [np.zeros(room + 1, dtype=int).tolist()], 32, SamplingConfig(), uniform(1))
+
+
+def test_each_distinct_caption_is_read_once(model, vocabulary, captions, monkeypatch):
+    read, prefill = [], Qwen3Run.prefill
+
+    def counted(run, ids, mask, rows):
+        read.append((len(ids), len(rows)))
+        return prefill(run, ids, mask, rows)
+
+    monkeypatch.setattr(Qwen3Run, "prefill", counted)
+    repeated = [captions[0]] * 3 + [captions[1]] * 2
+    drawn = generate(model, vocabulary, repeated, 32, SamplingConfig(guidance_scale=3), uniform(5))
+    assert read == [(3, 10)], "two captions and none, for five pictures and their unconditional rows"
+    for row, caption in enumerate(repeated):
+        alone = generate(model, vocabulary, [caption], 32, SamplingConfig(guidance_scale=3), uniform(5)[row : row + 1])
+        assert drawn[row].tolist() == alone[0].tolist()
