@@ -9,7 +9,7 @@ Shape suffixes: B batch, T sequence, H heads of queries and of keys, E numbers i
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -46,6 +46,8 @@ class QuickMLP(stock.Qwen3MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """As stock."""
+        if not _are_plain(self.gate_proj, self.up_proj):
+            return super().forward(x)
         return self.down_proj(_Gated.apply(_Joined.apply(x, self.gate_proj.weight, self.up_proj.weight)))
 
 
@@ -61,6 +63,8 @@ class QuickAttention(stock.Qwen3Attention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As stock."""
+        if not _are_plain(self.q_proj, self.k_proj, self.v_proj):
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         cos_BTE, sin_BTE = position_embeddings
         queries, keys = (layer.out_features // self.head_dim for layer in (self.q_proj, self.k_proj))
         joined = _Joined.apply(hidden_states, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
@@ -80,6 +84,11 @@ class QuickAttention(stock.Qwen3Attention):
             scaling=self.scaling, sliding_window=self.sliding_window, **kwargs,
         )  # fmt: skip
         return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), chances
+
+
+def _are_plain(*layers: nn.Module) -> bool:
+    """Whether nothing but their weights counts: an adapter or a hook that was put on later must not be passed by."""
+    return not any(type(each) is not nn.Linear or each._forward_hooks or each._forward_pre_hooks for each in layers)
 
 
 class _Normed(torch.autograd.Function):

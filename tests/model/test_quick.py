@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from ar_t2i.model.build import add_residual_dropout
@@ -94,3 +95,36 @@ def test_the_checkpoint_is_stock_and_the_sampler_knows_it(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(stock.parameters(), again.parameters(), strict=True))
     assert not [module for module in again.modules() if isinstance(module, QuickAttention)]
     assert not isinstance(network_of(quick.eval()), Stock)
+
+
+class Adapted(nn.Module):
+    """A layer with an adapter in the manner of peft, which shows the weight that it wraps."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.factor = layer, nn.Parameter(torch.tensor(0.5))
+
+    @property
+    def weight(self):
+        return self.layer.weight
+
+    def forward(self, x):
+        return self.layer(x) * self.factor
+
+
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "o_proj", "down_proj"])
+def test_adapters_and_hooks_put_on_later_are_heard(name):
+    ids = torch.randint(0, 50, (3, 7), generator=torch.Generator().manual_seed(1))
+    for change in ("adapter", "hook"):
+        models = pair()
+        for model in models:
+            layer = model.model.layers[1]
+            owner = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
+            if change == "adapter":
+                setattr(owner, name, Adapted(getattr(owner, name)))
+            else:
+                getattr(owner, name).register_forward_hook(lambda module, inputs, output: 2 * output)
+        stock, quick = (losses_and_gradients(model, ids) for model in models)
+        for ours, theirs in zip(quick, stock, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+        assert change == "hook" or [p.grad for n, p in models[1].named_parameters() if n.endswith("factor")][0] != 0
