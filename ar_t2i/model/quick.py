@@ -63,7 +63,7 @@ class QuickAttention(stock.Qwen3Attention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As stock."""
-        if not _are_plain(self.q_proj, self.k_proj, self.v_proj):
+        if not _are_plain(self.q_proj, self.k_proj, self.v_proj, self.q_norm, self.k_norm):
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         cos_BTE, sin_BTE = position_embeddings
         queries, keys = (layer.out_features // self.head_dim for layer in (self.q_proj, self.k_proj))
@@ -88,7 +88,8 @@ class QuickAttention(stock.Qwen3Attention):
 
 def _are_plain(*layers: nn.Module) -> bool:
     """Whether nothing but their weights counts: an adapter or a hook that was put on later must not be passed by."""
-    return not any(type(each) is not nn.Linear or each._forward_hooks or each._forward_pre_hooks for each in layers)
+    plain = nn.Linear, QuickNorm
+    return not any(type(each) not in plain or each._forward_hooks or each._forward_pre_hooks for each in layers)
 
 
 class _Normed(torch.autograd.Function):

@@ -112,7 +112,9 @@ class Adapted(nn.Module):
         return self.layer(x) * self.factor
 
 
-@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "o_proj", "down_proj"])
+@pytest.mark.parametrize(
+    "name", ["q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "gate_proj", "up_proj", "o_proj", "down_proj"]
+)
 def test_adapters_and_hooks_put_on_later_are_heard(name):
     ids = torch.randint(0, 50, (3, 7), generator=torch.Generator().manual_seed(1))
     for change in ("adapter", "hook"):
