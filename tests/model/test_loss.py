@@ -1,5 +1,7 @@
 """The masked loss against the full softmax with -inf, and its independence of how rows are laid out."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,7 @@ def test_the_number_of_logits_at_once_changes_nothing(vocabulary, sequences, mod
 
 def test_bfloat16_keeps_what_is_left_of_a_sure_guess(vocabulary, sequences, model):
     """A chance near one less one is rounded after the difference, not before."""
+    model = copy.deepcopy(model)  # all tests share it
     batch, judge = collate(sequences, vocabulary.pad_id), DecoderWithLoss(model, vocabulary)
     head = model.get_output_embeddings().weight
     with torch.no_grad():
