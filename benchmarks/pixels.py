@@ -21,7 +21,8 @@ from ar_t2i.model.build import ModelConfig, build_model
 from ar_t2i.painting import decode_in, painting_dtype
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.logits import SamplingConfig
-from ar_t2i.sampling.network import Qwen3, network_of
+from ar_t2i.sampling.network import network_of
+from ar_t2i.sampling.qwen3 import Qwen3
 from ar_t2i.titok import TiTok
 from ar_t2i.titok.config import ViTSize, VQGANConfig, published_config
 from ar_t2i.vocabulary import Vocabulary
@@ -39,10 +40,12 @@ def run(options: Options) -> None:
     print(", ".join(f"{str(dtype)[6:]} {rate / 1e12:.3g} TFLOP/s" for dtype, rate in rates.items()), "by a product\n")
     print("| TiTok | pictures | way | original, a picture | ar_t2i, a picture | in | ratio | like float32 "
           "| GFLOP, original | ar_t2i | of the product's rate, original | ar_t2i |\n" + "|---" * 12 + "|")  # fmt: skip
-    batches = (1, 2) if options.small else (1, 64) if options.device.startswith("cuda") else (1, 4)
-    for name in ("tiny",) if options.small else ("s128", "b64", "l32"):
+    batches = {"s128": (1, 64), "b64": (1, 64), "l32": (1, 64)}
+    if options.device == "cpu":
+        batches = {"s128": (1, 4), "b64": (1,), "l32": (1,)}
+    for name, sizes in {"tiny": (1, 2)}.items() if options.small else batches.items():
         titok = make(name, options.device)
-        for batch in batches:
+        for batch in sizes:
             side_by_side(name, titok, batch, rates, options)
     print()
     end_to_end(titok, rates, options)
@@ -142,7 +145,7 @@ def _attention(query: tuple, key: tuple, *_: object, **__: object) -> int:
 def end_to_end(titok: TiTok, rates: dict[torch.dtype, float], options: Options) -> None:
     """Prompts to uint8 pictures by the pipeline, with guidance, and the parts that this consists of."""
     on_gpu = options.device.startswith("cuda")
-    batch = 2 if options.small else 256 if on_gpu else 2
+    batch = 256 if on_gpu and not options.small else 2
     vocabulary = Vocabulary.train([CAPTION], size=8192, codebook_size=titok.codebook_size, min_frequency=1)
     size = ModelConfig(hidden_size=1024, num_layers=24, intermediate_size=2816, head_dim=64)
     if options.small:
