@@ -62,8 +62,9 @@ class InferConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if self.num_images < 1:
-            raise ValueError(f"num_images={self.num_images}: expected at least 1")
+        for name in ("num_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if not 0 <= self.seed < 2**63 - self.num_images:
             raise ValueError(f"seed={self.seed}: expected 0 to {2**63 - 1 - self.num_images}")
 
@@ -101,7 +102,8 @@ def infer(config: InferConfig) -> list[Path]:
         batch = facts[start : start + config.batch_size]
         with clock("draw"):
             generators = [torch.Generator().manual_seed(about["seed"]) for about in batch]
-            images = pipeline([about["prompt"] for about in batch], **settings, generator=generators).images
+            texts = [about["prompt"] for about in batch]
+            images = pipeline(texts, **settings, generator=generators, batch_size=config.batch_size).images
         with clock("write"):
             paths += [
                 _save(image, out, f"{_stem(about['prompt'])}-{about['seed']}", about)

@@ -132,3 +132,17 @@ def test_what_is_drawn_is_on_disk_before_the_next_batch_begins(bundle, tmp_path,
     with pytest.raises(RuntimeError, match="lost"):
         infer(InferConfig(prompt=("a", "b", "c", "d", "e"), bundle=str(bundle), out=str(tmp_path), batch_size=2))
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["a-0.png", "b-0.png", "c-0.png", "d-0.png"]
+
+
+def test_batches_are_as_large_as_asked_for(bundle, tmp_path, monkeypatch):
+    draw_codes, sizes = TextToImagePipeline.draw_codes, []
+
+    def counted(pipeline, captions, *rest):
+        sizes.append(len(captions))
+        return draw_codes(pipeline, captions, *rest)
+
+    monkeypatch.setattr(TextToImagePipeline, "draw_codes", counted)
+    infer(InferConfig(prompt=("a",), num_images=45, bundle=str(bundle), out=str(tmp_path), batch_size=40))
+    assert sizes == [40, 5]
+    with pytest.raises(ValueError, match="batch_size=0: expected at least 1"):
+        InferConfig(prompt=("a",), batch_size=0)

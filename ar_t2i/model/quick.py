@@ -1,7 +1,8 @@
 """Qwen3's layers with less work between the matrices, for training: the same numbers, and gradients written out.
 
 Modules of a stock model change their class and nothing else: names, weights, hooks and checkpoints stay as they are.
-Each function keeps the little that its way back needs, where torch keeps what every step on the way has read.
+Each function keeps the little that its way back needs, where torch keeps what every step on the way has read. A
+compiler fuses the stock layers by itself, so it gets those.
 
 Shape suffixes: B batch, T sequence, H heads of queries and of keys, E numbers in a head, I inner width.
 """
@@ -38,6 +39,8 @@ class QuickNorm(stock.Qwen3RMSNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """As stock."""
+        if torch.compiler.is_compiling():
+            return super().forward(hidden_states)
         return _Normed.apply(hidden_states, self.weight, self.variance_epsilon)
 
 
@@ -46,7 +49,7 @@ class QuickMLP(stock.Qwen3MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """As stock."""
-        if not _are_plain(self.gate_proj, self.up_proj):
+        if torch.compiler.is_compiling() or not _are_plain(self.gate_proj, self.up_proj):
             return super().forward(x)
         return self.down_proj(_Gated.apply(_Joined.apply(x, self.gate_proj.weight, self.up_proj.weight)))
 
@@ -63,7 +66,8 @@ class QuickAttention(stock.Qwen3Attention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As stock."""
-        if not _are_plain(self.q_proj, self.k_proj, self.v_proj, self.q_norm, self.k_norm):
+        layers = self.q_proj, self.k_proj, self.v_proj, self.q_norm, self.k_norm
+        if torch.compiler.is_compiling() or not _are_plain(*layers):
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         cos_BTE, sin_BTE = position_embeddings
         queries, keys = (layer.out_features // self.head_dim for layer in (self.q_proj, self.k_proj))
@@ -88,8 +92,15 @@ class QuickAttention(stock.Qwen3Attention):
 
 def _are_plain(*layers: nn.Module) -> bool:
     """Whether nothing but their weights counts: an adapter or a hook that was put on later must not be passed by."""
-    plain = nn.Linear, QuickNorm
-    return not any(type(each) not in plain or each._forward_hooks or each._forward_pre_hooks for each in layers)
+    return not any(
+        type(each) not in (nn.Linear, QuickNorm)
+        or getattr(each, "bias", None) is not None
+        or each._forward_hooks
+        or each._forward_pre_hooks
+        or each._backward_hooks
+        or each._backward_pre_hooks
+        for each in layers
+    )
 
 
 class _Normed(torch.autograd.Function):
@@ -101,7 +112,7 @@ class _Normed(torch.autograd.Function):
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         inverse = (length.square_() / x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (exact * inverse).mul_(weight)
+        return (exact * inverse).mul_(weight).to(torch.promote_types(x.dtype, weight.dtype))
 
     @staticmethod
     @once_differentiable

@@ -15,7 +15,7 @@ and values, N = H + G, B = R G, Q = H / G, E numbers in a head, K ids.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FEW_POSITIONS = 4096
+_LENGTHS = 32
+"""On a GPU runs have a multiple of so many places, so that captions of like lengths share a recorded graph."""
 
 
 class Qwen3:
@@ -140,14 +142,19 @@ class Qwen3:
     @contextmanager
     def run(self, rows: int, length: int) -> "Iterator[Qwen3Run]":
         """See `Network`. On a GPU the last run is used again where it fits, with the graph that it has recorded."""
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            length = -(-length // _LENGTHS) * _LENGTHS
         if length > len(self.cos_SE):
             self._turn(length)
-        run = self._idle.pop() if self._idle else None
+        idle, run = self._idle, None  # a new list once weights or tables change: what was recorded reads the old ones
+        with suppress(IndexError):
+            run = idle.pop()
         if run is None or run.shape != (rows, length):
             run = Qwen3Run(self, rows, length)
         yield run
-        if self.device.type == "cuda":
-            self._idle[:] = [run]
+        if on_gpu:
+            idle[:] = [run]
 
     def head(self, ids_K: slice | Tensor) -> Callable[[Tensor], Tensor]:
         """See `Network`."""
@@ -155,9 +162,10 @@ class Qwen3:
             rows_KD = self.head_KD[ids_K]
             return lambda hidden_RD: F.linear(hidden_RD, rows_KD)
         key = ids_K.start, ids_K.stop
-        if self._packed_head is None or self._packed_head[0] != key:
-            self._packed_head = key, pack(self.head_KD[ids_K])
-        packed = self._packed_head[1]
+        held = self._packed_head
+        if held is None or held[0] != key:
+            held = self._packed_head = key, pack(self.head_KD[ids_K])
+        packed = held[1]
         return lambda hidden_RD: product(hidden_RD, packed)
 
     def _arrange(self, weights: dict[str, Tensor], products: Callable[[Mapping[str, Tensor]], Products]) -> None:
@@ -175,6 +183,7 @@ class Qwen3:
 
     def _turn(self, positions: int) -> None:
         """Make the rotary tables for so many positions: a context may be far longer than what is drawn."""
+        self._idle = []
         steps_E = torch.arange(0, self.head_dim, 2, device=self.device).float() / self.head_dim
         angles_SE = torch.arange(positions, device=self.device).float()[:, None] / (
             self.config["rope_parameters"]["rope_theta"] ** steps_E
@@ -251,7 +260,9 @@ class Qwen3Run:
 
         def attend(cache: tuple[Tensor, Tensor], query_UPHE: Tensor, key_UPGE: Tensor, value_UPGE: Tensor) -> Tensor:
             query_UHPE, key_UGPE, value_UGPE = (each.transpose(1, 2) for each in (query_UPHE, key_UPGE, value_UPGE))
-            cache[0][:, :, :length], cache[1][:, :, :length] = key_UGPE[rows_R], value_UGPE[rows_R]
+            for stored_RGSE, new_UGPE in zip(cache, (key_UGPE, value_UGPE), strict=True):
+                stored_RGSE[:, :, :length] = new_UGPE[rows_R]
+                stored_RGSE[:, :, length:] = 0  # not what an earlier batch left there, which may be no number
             gqa = self.network.heads != self.network.key_heads
             mixed_UHPE = F.scaled_dot_product_attention(
                 query_UHPE, key_UGPE, value_UGPE, attn_mask=seen_U1PP, enable_gqa=gqa
@@ -276,8 +287,12 @@ class Qwen3Run:
         if self.steps == 1:  # libraries set themselves up, which no recording may see
             return self._step(self.ids_R)
         if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            self.graph, device = torch.cuda.CUDAGraph(), ids_R.device
+            # a stream of this device, which need not be the current one; other threads may go on
+            with (
+                torch.cuda.device(device),
+                torch.cuda.graph(self.graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"),
+            ):
                 self.hidden_RD = self._step(self.ids_R)
         self.graph.replay()
         return self.hidden_RD

@@ -178,11 +178,12 @@ def _affine(norm: nn.GroupNorm, x_HWC: Tensor) -> tuple[Tensor, Tensor]:
     """Factor and summand (C,) of each channel that a norm of this picture comes to."""
     sums_2C = torch.zeros(2, x_HWC.shape[2], dtype=torch.float64)
     for some_NC in x_HWC.flatten(0, 1).split(2**12):
-        sums_2C += torch.stack([some_NC.sum(0), some_NC.square().sum(0)])
+        exact_NC = some_NC.double()  # the mean's square may be far larger than the variance
+        sums_2C += torch.stack([exact_NC.sum(0), exact_NC.square().sum(0)])
     mean_G, square_G = sums_2C.view(2, norm.num_groups, -1).mean(2) / x_HWC[..., 0].numel()
     mean_C, rate_C = (
         each_G.repeat_interleave(x_HWC.shape[2] // norm.num_groups)
-        for each_G in (mean_G, (square_G - mean_G**2 + norm.eps).rsqrt())
+        for each_G in (mean_G, ((square_G - mean_G**2).clamp_min(0) + norm.eps).rsqrt())
     )
     factor_C = norm.weight * rate_C
     return factor_C.float(), (norm.bias - mean_C * factor_C).float()

@@ -66,19 +66,20 @@ class VQGANDecoder(nn.Module):
         self._painter: tuple[tuple, Painter] | None = None
 
     def forward(self, z_BChw: Tensor) -> Tensor:
-        """Without gradients as `Painter` does it, with them as it stands in the paper."""
+        """In inference mode as `Painter` does it, else as it stands in the paper: what trains may change unseen."""
         kind = z_BChw.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.conv_in.weight.dtype
         gains = kind == "cpu" or (kind == "cuda" and dtype != torch.float32)
-        if torch.is_grad_enabled() or not gains:
+        countable = not any(part.is_inference() for part in self.parameters())  # those tell no change
+        if not (torch.is_inference_mode_enabled() and gains and countable):
             return self.plain(z_BChw)
-        counts = ((part.data_ptr(), 0 if part.is_inference() else part._version) for part in self.parameters())
-        state = (z_BChw.shape[2:], dtype, *counts)
+        state = (z_BChw.shape[2:], dtype, *((part.data_ptr(), part._version) for part in self.parameters()))
         with torch.autocast(kind, enabled=False):
-            if self._painter is None or self._painter[0] != state:
-                self._painter = None  # its memory first
-                self._painter = state, Painter(self, (z_BChw.shape[2], z_BChw.shape[3]), dtype)
-            return self._painter[1](z_BChw)
+            held = self._painter
+            if held is None or held[0] != state:
+                held = self._painter = None  # its memory first
+                held = self._painter = state, Painter(self, (z_BChw.shape[2], z_BChw.shape[3]), dtype)
+            return held[1](z_BChw)
 
     def plain(self, z_BChw: Tensor) -> Tensor:
         """Levels are stored from the full resolution down and run the other way."""

@@ -130,3 +130,26 @@ def test_adapters_and_hooks_put_on_later_are_heard(name):
         for ours, theirs in zip(quick, stock, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
         assert change == "hook" or [p.grad for n, p in models[1].named_parameters() if n.endswith("factor")][0] != 0
+
+
+def test_weights_in_bfloat16_and_late_biases():
+    ids = torch.randint(0, 50, (3, 7), generator=torch.Generator().manual_seed(1))
+    stock, quick = (model.bfloat16() for model in pair())
+    assert quick(ids).logits.dtype == torch.bfloat16
+    torch.testing.assert_close(quick(ids).logits, stock(ids).logits, rtol=0.1, atol=0.1)
+    stock, quick = pair()
+    for model in (stock, quick):
+        model.model.layers[0].self_attn.q_proj.bias = nn.Parameter(torch.ones(64))
+    torch.testing.assert_close(quick(ids).logits, stock(ids).logits)
+
+
+def test_a_compiler_sees_whole_layers():
+    stock, quick = pair("sdpa")
+    ids = torch.arange(7)[None]
+    compiled = torch.compile(quick.model.layers[0], fullgraph=True, backend="eager")
+    x = stock.model.embed_tokens(ids).detach()
+    turn = stock.model.rotary_emb(x, torch.arange(7)[None])
+    found, expected = (
+        layer(x, attention_mask=None, position_embeddings=turn) for layer in (compiled, stock.model.layers[0])
+    )
+    torch.testing.assert_close(found, expected)
