@@ -89,6 +89,9 @@ class Packed:
         self.queries_keys_values = pack(torch.cat([weights[QUERY], weights[KEY], weights[VALUE]]))
         self.out, self.gate, self.up, self.down = (pack(weights[name]) for name in (OUT, GATE, UP, DOWN))
 
+    def __reduce__(self) -> tuple:  # what is packed can be neither copied nor pickled
+        return Packed, (self.weights,)
+
     @property
     def weights(self) -> dict[str, Tensor]:
         """See `Products`; bit for bit what was packed, unpacked at each call."""

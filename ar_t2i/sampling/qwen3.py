@@ -112,6 +112,9 @@ class Qwen3:
         self._arrange(weights, Packed if packs(weights["model.norm.weight"]) else _joined)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed_head": None, "_idle": []}  # made anew where they are needed
+
     @property
     def weights(self) -> dict[str, Tensor]:
         """The tensors by their names in transformers."""

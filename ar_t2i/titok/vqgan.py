@@ -65,6 +65,9 @@ class VQGANDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
         self._painter: tuple[tuple, Painter] | None = None
 
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "_painter": None}  # made anew where it is needed
+
     def forward(self, z_BChw: Tensor) -> Tensor:
         """In inference mode as `Painter` does it, else as it stands in the paper: what trains may change unseen."""
         kind = z_BChw.device.type

@@ -1,5 +1,7 @@
 """The decoder as the sampler runs it computes what transformers computes."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -134,6 +136,19 @@ def test_from_a_folder_and_back_to_transformers(tmp_path, settings):
         for name, tensor in load_file(tmp_path / "again" / "model.safetensors").items()
     )
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == network.weights.keys()
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+@torch.inference_mode()
+def test_networks_can_be_copied_and_pickled(again):
+    network, ids = network_of(_model()).to("cpu"), torch.arange(5)[None]
+    found = []
+    for each in (network, again(network)):
+        with each.run(1, 6) as run:
+            hidden = run.prefill(ids, torch.ones_like(ids), torch.tensor([0]))
+        found.append(each.head(slice(2, 30))(hidden))
+        network = again(network)  # after use, too
+    assert torch.equal(*found)
 
 
 def test_tensors_that_do_not_fit_are_named():

@@ -82,6 +82,16 @@ def test_changed_weights_are_seen():
         assert not torch.equal(decoder(z), before)
 
 
+def test_a_copy_leaves_the_prepared_weights_behind():
+    decoder, z = decoder_of(), torch.randn(1, 8, 16, 16)
+    with torch.inference_mode():
+        found = decoder(z)
+    again = copy.deepcopy(decoder)
+    assert decoder._painter is not None and again._painter is None
+    with torch.inference_mode():
+        assert torch.equal(again(z), found)
+
+
 @torch.inference_mode()
 def test_threads_paint_with_one_decoder():
     with torch.inference_mode(False):
