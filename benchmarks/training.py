@@ -2,7 +2,7 @@
 
 Both train one model (stock Qwen3, 30,000 ids) on the same rows with the same batch, precision and AdamW, each time
 in a process of its own, in turns. Trainer: captions padded to the longest of their batch, logits of all ids, the
-faster of its attentions. ar_t2i: its whole loop, the moving average of the weights included, on a GPU with
+faster of random batches and batches of like length (`group_by_length`). ar_t2i: its whole loop, the moving average of the weights included, on a GPU with
 loop.compile. Captions have 13 ± 6 ids, as those of CC3M have.
 
 A window is one pass over all rows after the first steps. FLOPs are those of the mathematics, forward and back: layers
@@ -42,7 +42,7 @@ CARD = {"10 M": (512, 32), "100 M": (512, 32), "330 M": (512, 32), "1 B": (256, 
 """On a GPU."""
 ALONE = ("1 B",)
 """Sizes that are measured without the opponent."""
-WAYS = ("ar_t2i", "Trainer, sdpa", "Trainer, eager")
+WAYS = ("ar_t2i", "Trainer, sdpa", "Trainer by length, sdpa")
 MEAN, DEVIATION, LONGEST = 13.0, 6.0, 96
 """Ids of a caption, log-normal."""
 
@@ -135,7 +135,7 @@ def run(options: Options) -> None:
 
 
 def measure(case: Case, ways: tuple[str, ...], times: int) -> dict[str, list[Window]]:
-    """Windows of each way, in turns; of the opponent's two attentions the slower one is measured once."""
+    """Windows of each way, in turns; of the opponent's two batchings the slower one is measured once."""
     found: dict[str, list[Window]] = {way: [] for way in ways}
     for _ in range(times):
         for way in ways:
@@ -271,13 +271,16 @@ def by_trainer(case: Case) -> Window:
         adam_beta2=optim.beta2, weight_decay=optim.weight_decay, max_grad_norm=optim.clip_norm,
         lr_scheduler_type="cosine", warmup_steps=optim.warmup_steps, optim="adamw_torch_fused", bf16=case.bf16,
         use_cpu=not case.gpu, dataloader_num_workers=4 if case.gpu else 0, report_to="none", save_strategy="no",
-        logging_strategy="no", disable_tqdm=True,
+        logging_strategy="no", disable_tqdm=True, torch_compile=case.gpu,
+        train_sampling_strategy="group_by_length" if "by length" in case.way else "random",
     )  # fmt: skip
     trainer = Trainer(
         model, settings, DataCollatorForLanguageModeling(vocabulary.tokenizer, mlm=False),
         datasets.Dataset.from_dict({"input_ids": sequences}), callbacks=[Marks()],
     )  # fmt: skip
     trainer.train()
+    if case.gpu:
+        torch.cuda.synchronize()
     return Window(marks[-1] - marks[case.warm], 0.0, used_memory(case.device), imported)
 
 

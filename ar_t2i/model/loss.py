@@ -124,7 +124,7 @@ class _CrossEntropy(torch.autograd.Function):
             sums.append(torch.stack([loss_N1.sum(), log_N1.square().sum()]))
             saved += [places_N, targets_N, chosen_ND, errors_NK, log_N1]
         ctx.rows = [rows_K for _, _, rows_K in parts]
-        ctx.shape, ctx.biased = hidden_PD.shape, bias_V is not None
+        ctx.shape = hidden_PD.shape
         ctx.save_for_backward(weight_VD, *saved)
         return torch.stack(sums)
 
@@ -132,8 +132,10 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_of_sums: Tensor) -> tuple[Tensor | None, ...]:
         weight_VD, *saved = ctx.saved_tensors
+        _, trained, biased, _ = ctx.needs_input_grad
         hidden_PD = weight_VD.new_zeros(ctx.shape)
-        gradient_VD, gradient_V = torch.zeros_like(weight_VD), weight_VD.new_zeros(len(weight_VD))
+        gradient_VD = torch.zeros_like(weight_VD) if trained else None
+        gradient_V = weight_VD.new_zeros(len(weight_VD)) if biased else None
         for number, rows_K in enumerate(ctx.rows):
             places_N, targets_N, chosen_ND, errors_NK, log_N1 = saved[5 * number : 5 * number + 5]
             of_loss, of_z = gradient_of_sums[number]
@@ -142,13 +144,14 @@ class _CrossEntropy(torch.autograd.Function):
             weight_KD = weight_VD[rows_K]
             step_ND = torch.mm(errors_NK, weight_KD.to(errors_NK.dtype)) * of_error_N1
             hidden_PD[places_N] = step_ND.addcmul_(weight_KD[targets_N], of_target_N1).to(hidden_PD.dtype)
-            rows_KD = torch.mm(errors_NK.T, (of_error_N1 * chosen_ND).to(errors_NK.dtype)).to(weight_VD.dtype)
-            rows_KD.index_add_(0, targets_N, (of_target_N1 * chosen_ND).to(weight_VD.dtype))
-            gradient_VD[rows_K] = rows_KD
-            if ctx.biased:
+            if gradient_VD is not None:
+                rows_KD = torch.mm(errors_NK.T, (of_error_N1 * chosen_ND).to(errors_NK.dtype)).to(weight_VD.dtype)
+                rows_KD.index_add_(0, targets_N, (of_target_N1 * chosen_ND).to(weight_VD.dtype))
+                gradient_VD[rows_K] = rows_KD
+            if gradient_V is not None:
                 row_K = (errors_NK.T @ of_error_N1.to(errors_NK.dtype)).squeeze(1).to(weight_VD.dtype)
                 gradient_V[rows_K] = row_K.index_add_(0, targets_N, of_target_N1.squeeze(1).to(weight_VD.dtype))
-        return hidden_PD, gradient_VD, gradient_V if ctx.biased else None, None
+        return hidden_PD, gradient_VD, gradient_V, None
 
 
 _IN_CACHE, _AT_ONCE = 2**22, 2**28

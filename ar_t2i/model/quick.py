@@ -119,7 +119,7 @@ class _Normed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         normed, inner = x * inverse, gradient * weight
-        of_weight = (gradient * normed).sum_to_size(weight.shape)
+        of_weight = (gradient * normed).sum_to_size(weight.shape) if ctx.needs_input_grad[1] else None
         along = torch.linalg.vecdot(inner, normed).unsqueeze(-1) / x.shape[-1]
         return inner.addcmul_(normed, along, value=-1).mul_(inverse).to(x.dtype), of_weight, None
 
@@ -180,7 +180,10 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
+        of_x = gradient @ torch.cat(weights).to(x.dtype) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return of_x, *(None for _ in weights)
         of_weights = (gradient.flatten(0, -2).T @ x.flatten(0, -2)).to(weights[0].dtype)
-        return gradient @ torch.cat(weights).to(x.dtype), *of_weights.split([len(weight) for weight in weights])
+        return of_x, *of_weights.split([len(weight) for weight in weights])

@@ -134,3 +134,21 @@ def test_a_head_that_changes_its_logits_is_refused(vocabulary):
     )  # fmt: skip
     with pytest.raises(ValueError, match="changes its logits"):
         check_head(Gemma2ForCausalLM(config).eval())
+
+
+def test_a_frozen_head_gets_no_gradient_and_what_is_below_gets_its_own(vocabulary, sequences):
+    checked = 0
+    for model in models(vocabulary):
+        batch, head = collate(sequences, vocabulary.pad_id), model.get_output_embeddings()
+        last = [parameter for name, parameter in model.named_parameters() if "norm" in name or "ln_f" in name][-1]
+        gradients = []
+        for trained in (True, False):
+            head.requires_grad_(trained)
+            model.zero_grad()
+            sums = DecoderWithLoss(model.eval(), vocabulary)(**batch)
+            (sums["image"] + sums["text"]).backward()
+            assert (head.weight.grad is not None) == trained
+            gradients.append(last.grad.clone())
+            checked += 1
+        assert torch.equal(*gradients)
+    assert checked == 8

@@ -153,3 +153,15 @@ def test_a_compiler_sees_whole_layers():
         layer(x, attention_mask=None, position_embeddings=turn) for layer in (compiled, stock.model.layers[0])
     )
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("trained", ["embed_tokens", "layers.0.self_attn.k_proj", "layers.1.mlp.up_proj", "norm"])
+def test_frozen_weights_get_no_gradient_and_change_none(trained):
+    ids = torch.randint(0, 50, (3, 7), generator=torch.Generator().manual_seed(1))
+    quick = pair()[1]
+    whole = dict(zip(["loss", *dict(quick.named_parameters())], losses_and_gradients(quick, ids), strict=True))
+    for name, parameter in quick.named_parameters():
+        parameter.requires_grad_(trained in name)
+    losses_and_gradients(quick, ids)
+    found = {name: parameter.grad for name, parameter in quick.named_parameters() if parameter.grad is not None}
+    assert found and all(trained in name and torch.equal(whole[name], gradient) for name, gradient in found.items())
