@@ -2,8 +2,8 @@
 
 Both train one model (stock Qwen3, 30,000 ids) on the same rows with the same batch, precision and AdamW, each time
 in a process of its own, in turns. Trainer: captions padded to the longest of their batch, logits of all ids, the
-faster of random batches and batches of like length (`group_by_length`). ar_t2i: its whole loop, the moving average of the weights included, on a GPU with
-loop.compile. Captions have 13 ± 6 ids, as those of CC3M have.
+faster of random batches and batches of like length (`group_by_length`), compiled on a GPU. ar_t2i: its whole loop,
+the moving average of the weights included, compiled on a GPU too. Captions have 13 ± 6 ids, as those of CC3M have.
 
 A window is one pass over all rows after the first steps. FLOPs are those of the mathematics, forward and back: layers
 at real ids, causal attention, output rows of a modality at its targets; no padding, no recomputation.
