@@ -50,7 +50,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             )
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f'{path}, line {number}: expected {{"id", "text", "category"}} or text: {error}'
+
             ) from error
         if prompt.id in prompts:
             raise ValueError(f"{path}, line {number}: the id {prompt.id!r} comes twice")
