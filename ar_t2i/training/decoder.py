@@ -299,11 +299,11 @@ class DecoderTask:
 
 
 def pieces_of(batch_size: int) -> int:
-    """Micro-batches that a CPU makes of one: the fewest of 8 to 16 rows, 1 where nothing divides so.
+    """Micro-batches that a CPU makes of one: the fewest of 8 to 32 rows, 1 where nothing divides so.
 
     Those keep it as busy as larger ones, with a part of the activations, and each is padded to its own longest row.
     """
-    return next((n for n in range(1, batch_size // 8 + 1) if batch_size % n == 0 and batch_size // n <= 16), 1)
+    return next((n for n in range(1, batch_size // 8 + 1) if batch_size % n == 0 and batch_size // n <= 32), 1)
 
 
 def _make_model(config: TrainConfig, vocabulary: Vocabulary, image_tokenizer: ImageTokenizer) -> "PreTrainedModel":
