@@ -294,7 +294,7 @@ def manifold_figures(reference_ND: Tensor, generated_MD: Tensor) -> dict[str, fl
     reference_ND, generated_MD = reference_ND - middle_D, generated_MD - middle_D
     manifold_N, density_N = _radii(reference_ND)
     manifold_M, _ = _radii(generated_MD)
-    precise, dense, recalled, covered = 0, 0, 0, 0
+    dense, recalled, covered = 0, 0, 0
     inside_M = torch.zeros(len(generated_MD), dtype=torch.bool)
     for start in range(0, len(reference_ND), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -304,9 +304,8 @@ def manifold_figures(reference_ND: Tensor, generated_MD: Tensor) -> dict[str, fl
         within_BM = apart_BM < density_N[rows, None]
         dense += int(within_BM.sum())
         covered += int(within_BM.any(1).sum())
-    precise = int(inside_M.sum())
     return {
-        "precision": precise / len(generated_MD),
+        "precision": int(inside_M.sum()) / len(generated_MD),
         "recall": recalled / len(reference_ND),
         "density": dense / DENSITY_NEIGHBOURS / len(generated_MD),
         "coverage": covered / len(reference_ND),

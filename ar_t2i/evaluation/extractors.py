@@ -106,15 +106,16 @@ def _load_scenes(weights: str | Path, device: torch.device) -> FeatureExtractor:
 
 
 def _load_dinov2(path: str, device: torch.device) -> FeatureExtractor:
-    """The class token of the last layer, pictures as the authors' dgm-eval takes them: scaled to 224 x 224 by Pillow's
-    bicubic filter without a crop, and ImageNet's mean and deviation.
+    """The class token of the last layer, with pictures as the authors' dgm-eval takes them.
+
+    They are scaled to 224 x 224 by Pillow's bicubic filter without a crop, and normalised as ImageNet.
     """
-    from transformers import Dinov2Config, Dinov2Model
+    from transformers import AutoConfig, Dinov2Model
 
     try:
-        config = Dinov2Config.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
         if config.model_type != "dinov2" or _DINOV2_SIZE % config.patch_size:
-            raise ValueError(f"it holds a {config.model_type} with patches of {config.patch_size} pixels")
+            raise ValueError(f"it holds a {config.model_type}, expected a dinov2 with patches of 14 pixels")
         loaded: Any = Dinov2Model.from_pretrained(path, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise ValueError(
