@@ -56,7 +56,8 @@ class OpenVocabularyDetector:
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold={threshold}: expected at least 0 and less than 1")
         self.model, self.tokenizer, self.categories = model.eval(), tokenizer, tuple(categories)
-        self.clip, self.clip_tokenizer, self.threshold = clip and clip.eval(), clip_tokenizer, threshold
+        self.clip = None if clip is None else clip.eval()
+        self.clip_tokenizer, self.threshold = clip_tokenizer, threshold
         self._colors_of: dict[str, Tensor] = {}
 
     @classmethod

@@ -34,54 +34,70 @@ def scene_for(asked: Mapping[str, Any], seed: int) -> Scene:
     """
     rng = np.random.default_rng(seed)
     groups, relations = asked["objects"], asked.get("relations") or []
-    things = [(group["kind"], group.get("color") or _one(rng, list(COLORS)))
-              for group in groups for _ in range(group["count"])]  # fmt: skip
+    named = [
+        (group["kind"], group.get("color") or _one(rng, list(COLORS)))
+        for group in groups
+        for _ in range(group["count"])
+    ]
     place = asked.get("place") or _one(rng, list(PLACES))
-    if len(things) not in ROWS:
-        raise ValueError(f"{len(things)} things asked for: a scene can be drawn of 1 to {max(ROWS)}")
+    if len(named) not in ROWS:
+        raise ValueError(f"{len(named)} things asked for: a scene can be drawn of 1 to {max(ROWS)}")
     if not relations:
-        word = groups[0].get("size") if len(things) == 1 else None
-        size, middles = ROWS[len(things)]
-        size = SINGLE_SIZES[word] if word else size
-        put = [_put(rng, named, size, *middle) for named, middle in zip(things, middles, strict=True)]
-        named_size = word or ("medium" if len(things) == 1 else None)
-        layout = "single" if len(things) == 1 else "several"
-        return Scene(place=place, layout=layout, things=tuple(put), size_word=named_size)
-    if len(relations) > 1 or len(things) != 2:
-        raise ValueError(f"{len(relations)} relations among {len(things)} things: a scene can hold one between two")
+        return _unrelated(rng, place, named, groups[0].get("size"))
+    if len(relations) > 1 or len(named) != 2:
+        raise ValueError(f"{len(relations)} relations among {len(named)} things: a scene can hold one between two")
     [[one, relation, other]] = relations
-    first, second = things[one], things[other]
+    return _related(rng, place, named[one], relation, named[other])
+
+
+Named = tuple[str, str]
+"""Kind and colour of a thing."""
+
+
+def _unrelated(rng: np.random.Generator, place: str, named: list[Named], size_word: str | None) -> Scene:
+    """Things in rows; one alone has a size."""
+    size, middles = ROWS[len(named)]
+    if len(named) == 1:
+        word = size_word or "medium"
+        thing = _put(rng, named[0], SINGLE_SIZES[word], *middles[0])
+        return Scene(place=place, layout="single", things=(thing,), size_word=word)
+    things = tuple(_put(rng, each, size, *middle) for each, middle in zip(named, middles, strict=True))
+    return Scene(place=place, layout="several", things=things, size_word=None)
+
+
+def _related(rng: np.random.Generator, place: str, first: Named, relation: str, second: Named) -> Scene:
+    """Two things, the first in a relation to the second."""
     if relation in ("below", "right of"):
         first, relation, second = second, INVERSE[relation], first
     if relation == "left of":
-        size, middles = ROWS[2]
-        pair = tuple(_put(rng, named, size, *middle) for named, middle in zip((first, second), middles, strict=True))
+        size, (left, right) = ROWS[2]
+        pair = (_put(rng, first, size, *left), _put(rng, second, size, *right))
         return Scene(place=place, layout="beside", things=pair, size_word=None)
     if relation == "above":
-        lower, upper = _put(rng, second, 100, 128, 186), _put(rng, first, 84, 128, 58)
+        pair = (_put(rng, second, 100, 128, 186), _put(rng, first, 84, 128, 58))
     else:
         lower = _put(rng, second, 116, 128, 174)
-        upper = _seated(first, lower)
-    return Scene(place=place, layout=relation, things=(lower, upper), size_word=None)
+        pair = (lower, _seated(first, lower))
+    return Scene(place=place, layout=relation, things=pair, size_word=None)
 
 
 def _one(rng: np.random.Generator, options: list[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _put(rng: np.random.Generator, named: tuple[str, str], size: int, x: int, y: int) -> Thing:
+def _put(rng: np.random.Generator, named: Named, size: int, x: int, y: int) -> Thing:
     """A kind in a colour with its middle near (x, y), wholly in the picture."""
     dx, dy = (int(move) for move in rng.integers(-JITTER, JITTER + 1, 2))
     return _thing(named, size, x + dx - size / 2, y + dy - size / 2, bool(rng.integers(2)))
 
 
-def _thing(named: tuple[str, str], size: int, left: float, top: float, mirrored: bool) -> Thing:
+def _thing(named: Named, size: int, left: float, top: float, mirrored: bool) -> Thing:
     most = SIZE - MARGIN - size
     x, y = (min(max(round(edge), MARGIN), most) for edge in (left, top))
     return Thing(kind=named[0], color=named[1], size=size, left=x, top=y, mirrored=mirrored)
 
 
-def _seated(named: tuple[str, str], lower: Thing) -> Thing:
+def _seated(named: Named, lower: Thing) -> Thing:
     """A thing that stands on the seat of another.
 
     Raises:

@@ -30,7 +30,8 @@ def implies(one: Mapping, other: Mapping) -> bool:
     def meets(group: Mapping, wanted: Mapping) -> bool:
         colors = (group["color"], wanted["color"])
         same_color = None in colors or colors[0] == colors[1]
-        return group["kind"] == wanted["kind"] and group["count"] >= wanted["count"] and same_color
+        enough = group["count"] == wanted["count"] or wanted["count"] == 1
+        return group["kind"] == wanted["kind"] and enough and same_color
 
     if not all(any(meets(group, wanted) for group in one["objects"]) for wanted in other["objects"]):
         return False
@@ -41,9 +42,8 @@ def related(asked: Mapping) -> tuple[str, str, str]:
     """The relation with its upper, or left, thing first; what is on another is above it."""
     [[one, relation, other]] = asked["relations"]
     kinds = (asked["objects"][one]["kind"], asked["objects"][other]["kind"])
-    turned = {"below": "above", "right of": "left of"}
-    named = turned.get(relation, relation).replace("on", "above")
-    return (named, *(kinds[::-1] if relation in turned else kinds))
+    plain = {"below": "above", "right of": "left of", "on": "above"}.get(relation, relation)
+    return (plain, *(kinds[::-1] if relation in ("below", "right of") else kinds))
 
 
 def others(prompts: list[Prompt]) -> list[Prompt]:
