@@ -142,9 +142,9 @@ def compare(
         "features": name of the network. "pictures" and "kept": numbers of both sets, of which the moments, and the
         other figures, are made. "figures": by name; the Frechet distance with its 95 % interval and its count, the
         kernel distance, its deviation over the subsets ("_std") and their size, precision, recall, density and
-        coverage, None where there are too few pictures. "bias": how much the Frechet distance falls when the
-        pictures of both sets are twice as many, told from halves; about twice this is still to fall. "warnings": what
-        a reader of the figures must know.
+        coverage; those for which there are too few pictures are left out. "bias": how much of the Frechet distance
+        comes from these numbers of pictures, told from halves: with pictures without end it would be about so much
+        less. "warnings": what a reader of the figures must know, the figures left out among them.
 
     Raises:
         ValueError: fewer than two pictures in a set, or features of two sizes.
