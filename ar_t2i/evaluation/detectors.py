@@ -110,12 +110,12 @@ class OpenVocabularyDetector:
         device = next(self.model.parameters()).device
         texts = [f"a photo of a {name}" for name in self.categories]
         query = self.tokenizer(texts, padding="max_length", truncation=True,
-                               max_length=self.model.config.text_config.max_position_embeddings,
+                               max_length=_text_length(self.model),
                                return_tensors="pt").to(device)  # fmt: skip
         readings = []
         for start in range(0, len(images), batch_size):
             part = [image.convert("RGB") for image in images[start : start + batch_size]]
-            side = self.model.config.vision_config.image_size
+            side = _image_size(self.model)
             said = self.model(
                 input_ids=query["input_ids"].repeat(len(part), 1),
                 attention_mask=query["attention_mask"].repeat(len(part), 1),
@@ -145,7 +145,7 @@ class OpenVocabularyDetector:
         if self.clip is None or not objects:
             return tuple(objects)
         device, names = next(self.clip.parameters()).device, list(COLORS)
-        side = self.clip.config.vision_config.image_size
+        side = _image_size(self.clip)
         pixels_N3SS = torch.stack([cropped_pixels(image, seen.box, side) for seen in objects]).to(device)
         crops_ND = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels_N3SS).pooler_output)
         return tuple(
@@ -159,7 +159,7 @@ class OpenVocabularyDetector:
             assert self.clip is not None and self.clip_tokenizer is not None
             texts = [form.format(color=color, kind=kind) for color in COLORS for form in COLOR_PHRASES]
             query = self.clip_tokenizer(texts, padding=True, truncation=True, return_tensors="pt",
-                                        max_length=self.clip.config.text_config.max_position_embeddings)  # fmt: skip
+                                        max_length=_text_length(self.clip))  # fmt: skip
             query = query.to(next(self.clip.parameters()).device)
             pooled = self.clip.text_model(
                 input_ids=query["input_ids"], attention_mask=query["attention_mask"]
@@ -167,6 +167,14 @@ class OpenVocabularyDetector:
             each = F.normalize(self.clip.text_projection(pooled), dim=-1)
             self._colors_of[kind] = F.normalize(each.unflatten(0, (len(COLORS), -1)).mean(1), dim=-1)
         return self._colors_of[kind]
+
+
+def _text_length(model: Any) -> int:
+    return model.config.text_config.max_position_embeddings
+
+
+def _image_size(model: Any) -> int:
+    return model.config.vision_config.image_size
 
 
 def padded_pixels(image: Image.Image, side: int) -> Tensor:
