@@ -126,12 +126,19 @@ def scene_prompts(number: int, seed: int) -> list[Prompt]:
     ]
 
 
+def real_features(judge: Judge, indices: Sequence[int], seed: int, batch_size: int = 32) -> Tensor:
+    """Features (N, D) of scenes as they are drawn, by their numbers; `scene_prompts` of the seed speak of no one."""
+    parts = []
+    for start in range(0, len(indices), batch_size):
+        scenes = [scene_at(seed + 1, index, "validation")[0] for index in indices[start : start + batch_size]]
+        parts.append(judge.features([draw(scene) for scene in scenes]))
+    return torch.cat(parts)
+
+
 def real_scenes(judge: Judge, number: int, seed: int, batch_size: int = 32) -> FeatureMoments:
-    """Mean and covariance of the features of scenes as they are drawn, none of which `scene_prompts` speaks of."""
+    """Mean and covariance of the first `real_features`."""
     moments = FeatureMoments()
-    for start in range(0, number, batch_size):
-        indices = range(start, min(start + batch_size, number))
-        moments.add(judge.features([draw(scene_at(seed + 1, index, "validation")[0]) for index in indices]))
+    moments.add(real_features(judge, range(number), seed, batch_size))
     return moments
 
 
