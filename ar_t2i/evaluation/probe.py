@@ -127,7 +127,7 @@ def scene_prompts(number: int, seed: int) -> list[Prompt]:
 
 
 def real_features(judge: Judge, indices: Sequence[int], seed: int, batch_size: int = 32) -> Tensor:
-    """Features (N, D) of scenes as they are drawn, by their numbers; `scene_prompts` of the seed speak of no one."""
+    """Features (N, D) of scenes as they are drawn, by their numbers; none that `scene_prompts` speak of."""
     parts = []
     for start in range(0, len(indices), batch_size):
         scenes = [scene_at(seed + 1, index, "validation")[0] for index in indices[start : start + batch_size]]

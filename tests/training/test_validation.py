@@ -1,9 +1,7 @@
 """Pictures judged while training: they change nothing, and figures do not depend on the number of processes."""
 
-import launch
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from ar_t2i.bundles import load_bundle
@@ -97,16 +95,3 @@ def test_what_cannot_be_judged_is_refused(train_run, judged, tmp_path):
     with pytest.raises(ValueError, match="the prompt has"):
         train_run(validation=judged, model={"max_positions": 40}, data={"max_caption_length": 6})
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_find_what_one_does(run_options, judged, tmp_path):
-    found = []
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**run_options, "validation": judged}))
-    for processes, rows in ((1, 16), (2, 8)):
-        options = [f"output={tmp_path / str(processes)}", f"data.batch_size={rows}"]
-        launch.launch(tmp_path / "run.yaml", *options, processes=processes)
-        found.append(figures(tmp_path / str(processes)))
-    assert len(found[0]) == 2
-    for one, two in zip(*found, strict=True):
-        assert one == pytest.approx(two, rel=1e-3)
