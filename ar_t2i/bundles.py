@@ -180,6 +180,30 @@ def with_options(sampling: SamplingConfig, options: dict[str, Any]) -> SamplingC
     return replace(sampling, **{name: value for name, value in options.items() if value is not None})
 
 
+def write_sampling(folder: Path, sampling: SamplingConfig) -> SamplingConfig:
+    """Make a setting the default of a bundle, in one step and leaving all else as it is; returns the one before.
+
+    Raises:
+        ValueError: no bundle there, or its manifest cannot be written.
+    """
+    facts = _read_manifest(folder)
+    before = build(SamplingConfig, facts.get("sampling", {}), f"{MANIFEST}: sampling.")
+    try:
+        write_file(folder / MANIFEST, json.dumps({**facts, "sampling": asdict(sampling)}, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"cannot write {str(folder / MANIFEST)!r}: {error.strerror}") from error
+    return before
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file aside, then put it in its place; a reader never sees half of one (OSError where it fails)."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(text, encoding="utf-8")
+    if path.exists():
+        shutil.copymode(path, aside)
+    aside.replace(path)
+
+
 def replace_directory(directory: Path, write: Callable[[Path], None]) -> Path:
     """Fill a folder beside `directory`, then put it in its place; a reader never sees half of one.
 

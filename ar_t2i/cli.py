@@ -40,6 +40,12 @@ COMMANDS: dict[str, Command] = {
     ),
     "train": ("ar_t2i.training.decoder", "TrainConfig", "train_decoder", "train the decoder on a tokenized dataset"),
     "infer": ("ar_t2i.infer", "InferConfig", "infer", "draw pictures of prompts"),
+    "evaluate sweep": (
+        "ar_t2i.evaluation.sweep",
+        "SweepConfig",
+        "sweep",
+        "measure sampling settings of a bundle against each other",
+    ),
     "push": ("ar_t2i.push", "PushConfig", "push", "a bundle, checkpoint or dataset to the Hugging Face Hub"),
     "pull": ("ar_t2i.hub.pull", "PullConfig", "pull", "a bundle, checkpoint or dataset from the Hugging Face Hub"),
 }

@@ -202,6 +202,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return value
     if origin is tuple:
         items = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
+        if arguments[0] is not str:  # --top-k 0,100
+            items = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
         return tuple(_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(items))
     if origin is list:
         if not isinstance(value, list):

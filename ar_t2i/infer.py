@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from ar_t2i import __version__
 from ar_t2i.bundles import shipped_bundle, with_options
 from ar_t2i.device import pick_device
 from ar_t2i.pipeline import TextToImagePipeline, make_grid
+from ar_t2i.sampling.logits import SamplingConfig, Schedule
 from ar_t2i.untrusted import printable
 
 METADATA = "ar_t2i"
@@ -37,6 +38,14 @@ class InferConfig:
     """Seed of each prompt's first picture; the next have seed + 1, seed + 2, ..."""
     guidance_scale: float | None = None
     """Classifier-free guidance s in u + s (c - u); 1 is off (default: the bundle's own)."""
+    guidance_schedule: Schedule | None = None
+    """How guidance goes over a picture's codes (default: the bundle's own)."""
+    guidance_power: float | None = None
+    """Of power-cosine: the higher, the later guidance sets in (default: the bundle's own)."""
+    guidance_start: float | None = None
+    """Guide from this share of the picture's codes on, 0 to 1 (default: the bundle's own)."""
+    guidance_end: float | None = None
+    """Guide up to this share of the picture's codes, 0 to 1 (default: the bundle's own)."""
     temperature: float | None = None
     """Divides the logits; 0 takes the most likely code (default: the bundle's own)."""
     top_k: int | None = None
@@ -82,7 +91,7 @@ def infer(config: InferConfig) -> list[Path]:
         pipeline = TextToImagePipeline.from_pretrained(bundle, image_tokenizer=config.image_tokenizer)
         device = pick_device(config.device)
         pipeline.to(device).to(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
-    options = {name: getattr(config, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
+    options = {field.name: getattr(config, field.name) for field in fields(SamplingConfig)}
     settings = asdict(with_options(pipeline.sampling, options))
     pipeline.encode_prompts(prompts)  # refuses a wrong one before the folder is made
     out = _writable(Path(config.out))

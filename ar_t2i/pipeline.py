@@ -13,7 +13,7 @@ from torch import Tensor
 from ar_t2i.bundles import Bundle, load_bundle, with_options
 from ar_t2i.painting import decode_in, painting_dtype
 from ar_t2i.sampling.decoder import check_length, generate
-from ar_t2i.sampling.logits import SamplingConfig
+from ar_t2i.sampling.logits import SamplingConfig, Schedule
 from ar_t2i.sampling.network import network_of
 from ar_t2i.sampling.qwen3 import Qwen3
 from ar_t2i.words import words_of
@@ -103,13 +103,18 @@ class TextToImagePipeline:
         callback_on_step_end: Callback | None = None,
         output_type: str = "pil",
         batch_size: int = 32,
+        guidance_schedule: Schedule | None = None,
+        guidance_power: float | None = None,
+        guidance_start: float | None = None,
+        guidance_end: float | None = None,
     ) -> TextToImageOutput:
         """Draw pictures.
 
         Args:
             prompt: one prompt or several.
             num_images_per_prompt: pictures of each prompt.
-            guidance_scale: s in u + s (c - u); 1 is off. None takes the bundle's default, as for the next three.
+            guidance_scale: s in u + s (c - u); 1 is off. None takes the bundle's default, as for
+                all that follow down to top_p and for the rest of guidance.
             temperature: 0 takes the most likely code at each step.
             top_k: keep only the k most likely codes; 0 keeps all.
             top_p: keep the most likely codes up to this chance; 1 keeps all.
@@ -118,6 +123,11 @@ class TextToImagePipeline:
             callback_on_step_end: called as `callback(pipe, step, step, {"codes": codes so far (B, step + 1)})`.
             output_type: "pil", "np" or "pt".
             batch_size: pictures drawn at a time.
+            guidance_schedule: how guidance goes over the codes: constant, linear, cosine or power-cosine
+                (`ar_t2i.sampling.logits.guidance_scales` has the formulas).
+            guidance_power: of power-cosine.
+            guidance_start: guide from this share of the codes on, 0 to 1.
+            guidance_end: guide up to this share of the codes.
 
         Raises:
             ValueError: no prompt, one too long, or an option out of its range.
@@ -125,7 +135,16 @@ class TextToImagePipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         config = with_options(
             self.sampling,
-            {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p},
+            {
+                "guidance_scale": guidance_scale,
+                "guidance_schedule": guidance_schedule,
+                "guidance_power": guidance_power,
+                "guidance_start": guidance_start,
+                "guidance_end": guidance_end,
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+            },
         )
         for name, value in (("num_images_per_prompt", num_images_per_prompt), ("batch_size", batch_size)):
             if value < 1:

@@ -22,8 +22,8 @@ LAYERS = [
     ],
     ["data", "model"],
     ["sampling", "bundles", "push"],
-    ["pipeline", "training", "infer"],
-    ["control", "adaptation", "evaluation"],
+    ["pipeline", "infer", "evaluation", "training"],
+    ["control", "adaptation"],
     ["web"],
     ["cli"],
 ]

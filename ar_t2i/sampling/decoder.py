@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ar_t2i.model.build import as_rows
-from ar_t2i.sampling.logits import SamplingConfig, draw, guide
+from ar_t2i.sampling.logits import SamplingConfig, draw, guidance_scales, guide
 from ar_t2i.sampling.network import Network, network_of
 from ar_t2i.sequence import prompt_ids, sequence_length
 from ar_t2i.vocabulary import Vocabulary
@@ -61,7 +61,8 @@ def generate(
     """
     network = network_of(model)
     check_length(network.context, captions, num_codes)
-    guided = config.guidance_scale != 1
+    scales = guidance_scales(config, num_codes)
+    guided = any(scale != 1 for scale in scales)
     wanted = [tuple(caption) for caption in captions] + [()] * (len(captions) if guided else 0)
     place_of = {caption: place for place, caption in enumerate(dict.fromkeys(wanted))}
     ids_UP, mask_UP = _pad_left([prompt_ids(vocabulary, caption) for caption in place_of], vocabulary.pad_id)
@@ -74,7 +75,9 @@ def generate(
         for step in range(num_codes):
             logits_BK = head(hidden_RD).float()
             if guided:
-                logits_BK = guide(*logits_BK.chunk(2), config.guidance_scale)
+                conditional_BK, unconditional_BK = logits_BK.chunk(2)
+                off = scales[step] == 1
+                logits_BK = conditional_BK if off else guide(conditional_BK, unconditional_BK, scales[step])
             code_B = codes_BT[:, step] = draw(logits_BK, uniform_BT[:, step], config)
             if on_step is not None:
                 on_step(step, codes_BT[:, : step + 1].clone())

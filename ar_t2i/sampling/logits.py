@@ -3,10 +3,15 @@
 Shapes: B pictures, K codes.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Schedule = Literal["constant", "linear", "cosine", "power-cosine"]
+"""How guidance goes over a picture's codes; `guidance_scales` has the formulas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +20,15 @@ class SamplingConfig:
 
     guidance_scale: float = 3.0
     """Classifier-free guidance s in u + s (c - u), from conditional c and unconditional u; 1 is off."""
+    guidance_schedule: Schedule = "constant"
+    """How guidance goes over a picture's codes: the same all along, or rising from 1 towards guidance_scale, linearly,
+    as half a cosine, or as that of the place in the picture to the power of guidance_power (RAR, arXiv 2411.00776)."""
+    guidance_power: float = 2.75
+    """Of power-cosine: the higher, the later guidance sets in; 1 is cosine."""
+    guidance_start: float = 0.0
+    """Guide from this share of the picture's codes on, 0 to 1 (arXiv 2404.07724); before it guidance is off."""
+    guidance_end: float = 1.0
+    """Guide up to this share of the picture's codes, 0 to 1; from it on guidance is off."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely code."""
     top_k: int = 0
@@ -26,12 +40,50 @@ class SamplingConfig:
         """Check ranges."""
         if not 0 <= self.guidance_scale < float("inf"):
             raise ValueError(f"guidance_scale={self.guidance_scale}: expected 0 or more; 1 turns guidance off")
+        if not 0 < self.guidance_power < float("inf"):
+            raise ValueError(f"guidance_power={self.guidance_power}: expected more than 0; 1 makes it cosine")
+        if not 0 <= self.guidance_start < self.guidance_end <= 1:
+            raise ValueError(
+                f"guidance_start={self.guidance_start}, guidance_end={self.guidance_end}: expected shares of the "
+                "picture's codes from 0 to 1, the start below the end; guidance_scale 1 turns guidance off"
+            )
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}: expected 0 or more; 0 takes the most likely code")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}: expected 0 or more; 0 keeps all codes")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: expected more than 0 and at most 1")
+
+
+def guidance_scales(config: SamplingConfig, num_codes: int) -> list[float]:
+    """The scale w of each of the T steps of a picture, for u + w (c - u); 1 is off.
+
+    With s the guidance scale, r = t / T of step t = 0 .. T - 1, and p the power:
+
+        constant        w = s
+        linear          w = 1 + (s - 1) r
+        cosine          w = 1 + (s - 1) (1 - cos(pi r)) / 2
+        power-cosine    w = 1 + (s - 1) (1 - cos(pi r^p)) / 2       (RAR, arXiv 2411.00776; MDT, arXiv 2303.14389)
+
+    and w = 1 unless guidance_start <= r < guidance_end (arXiv 2404.07724). As in RAR r stays below 1, so that all but
+    the constant one begin without guidance and end just below s.
+
+    Args:
+        config: scale, schedule, power, start and end.
+        num_codes: T.
+    """
+    rises = {
+        "constant": lambda r: 1.0,
+        "linear": lambda r: r,
+        "cosine": lambda r: (1 - math.cos(math.pi * r)) / 2,
+        "power-cosine": lambda r: (1 - math.cos(math.pi * r**config.guidance_power)) / 2,
+    }
+    rise, scales = rises[config.guidance_schedule], []
+    for step in range(num_codes):
+        share = step / num_codes
+        risen = rise(share) if config.guidance_start <= share < config.guidance_end else 0.0
+        scales.append((1 - risen) + risen * config.guidance_scale)  # exact at both ends
+    return scales
 
 
 def guide(conditional_BK: Tensor, unconditional_BK: Tensor, guidance_scale: float) -> Tensor:

@@ -43,6 +43,7 @@ from ar_t2i.training.loop import LoopConfig, make_accelerator, train
 from ar_t2i.training.optim import OptimConfig
 from ar_t2i.training.publish import HubConfig, Publisher
 from ar_t2i.training.samples import SamplesConfig, draw_samples, write_table
+from ar_t2i.training.validation import DrawnValidation, ValidationConfig
 from ar_t2i.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ class TrainConfig:
     """Length and rhythm."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     """Pictures drawn on the way."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Pictures judged at each validation."""
     hub: HubConfig = field(default_factory=HubConfig)
     """Where the run is published."""
 
@@ -158,6 +161,8 @@ class DecoderTask:
             has_validation = bool(config.data.validation_split)
             self.validation = self._dataset(config.data.validation_split, False) if has_validation else None
         _check_same_tokenizer(config.data.dataset, self.image_tokenizer)
+        parts = self.vocabulary, self.image_tokenizer, config.samples.sampling
+        self.drawn = DrawnValidation(config.validation, *parts) if config.validation.prompts else None
         if self.rows.truncated:
             cut, longest = f"{self.rows.truncated:,} of {len(self.rows):,}", config.data.max_caption_length
             accelerator.print(f"{cut} captions are cut to {longest} ids")
@@ -169,7 +174,10 @@ class DecoderTask:
         self.words = words_learnt(start, words)
         check_length(
             model.config.max_position_embeddings,
-            self.vocabulary.encode_captions(["", *config.samples.prompts]),
+            [
+                *self.vocabulary.encode_captions(["", *config.samples.prompts]),
+                *(self.drawn.captions if self.drawn else ()),
+            ],
             self.rows.num_codes,
         )
         self.module, self.trained = DecoderWithLoss(model, self.vocabulary), model
@@ -233,19 +241,21 @@ class DecoderTask:
         }
         return {**losses, **self.lines, "n_tokens": ids, "n_pictures": pictures}
 
-    @torch.no_grad()
     def evaluate(self, module: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """Mean losses on the validation rows, shared out over the processes."""
-        if self.validation is None:
-            return {}
+        """Mean losses on the validation rows, and figures of drawn pictures, shared out over the processes."""
+        losses = self._losses(module, accelerator, self.validation) if self.validation is not None else {}
+        return {**losses, **(self.drawn.measure(module, accelerator) if self.drawn else {})}
+
+    @torch.no_grad()
+    def _losses(self, module: nn.Module, accelerator: Accelerator, validation: TokenizedDataset) -> dict[str, float]:
         was_training = module.training
         judge = DecoderWithLoss(module.eval(), self.vocabulary).to(accelerator.device)  # type: ignore[arg-type]
         totals = torch.zeros(4, dtype=torch.float64)
         size = self.config.data.batch_size
-        order = self.validation.lengths.argsort(kind="stable")[accelerator.process_index :: accelerator.num_processes]
+        order = validation.lengths.argsort(kind="stable")[accelerator.process_index :: accelerator.num_processes]
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            batch = collate(self.validation.sequences(rows, np.zeros_like(rows)), self.vocabulary.pad_id)
+            batch = collate(validation.sequences(rows, np.zeros_like(rows)), self.vocabulary.pad_id)
             with accelerator.autocast():
                 sums = judge(**{name: tensor.to(accelerator.device) for name, tensor in batch.items()})
             counts = judge.count_targets(batch["labels"].to(accelerator.device))

@@ -1,14 +1,14 @@
 """Pictures of fixed prompts at chosen steps, and the table "iteration x prompt" of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 
 from ar_t2i.hub.cards import plain
 from ar_t2i.pipeline import TextToImagePipeline, make_grid
-from ar_t2i.sampling.logits import SamplingConfig
+from ar_t2i.sampling.logits import SamplingConfig, Schedule
 
 FIVE_PROMPTS = (
     "bird on a tree",
@@ -30,7 +30,15 @@ class SamplesConfig:
     num_images: int = 4
     """Pictures of each prompt, with seeds 0, 1, ..."""
     guidance_scale: float = 3.0
-    """Classifier-free guidance, u + s (c - u); 1 is off. The bundle's default, as the next three are."""
+    """Classifier-free guidance, u + s (c - u); 1 is off. The bundle's default, as are the next seven."""
+    guidance_schedule: Schedule = "constant"
+    """How guidance goes over a picture's codes: the same all along, or rising from 1 towards guidance_scale."""
+    guidance_power: float = 2.75
+    """Of power-cosine: the higher, the later guidance sets in; 1 is cosine."""
+    guidance_start: float = 0.0
+    """Guide from this share of the picture's codes on, 0 to 1."""
+    guidance_end: float = 1.0
+    """Guide up to this share of the picture's codes, 0 to 1."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely code."""
     top_k: int = 0
@@ -51,9 +59,7 @@ class SamplesConfig:
     @property
     def sampling(self) -> SamplingConfig:
         """As the sampler's options."""
-        return SamplingConfig(
-            guidance_scale=self.guidance_scale, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
-        )
+        return SamplingConfig(**{field.name: getattr(self, field.name) for field in fields(SamplingConfig)})
 
 
 def draw_samples(pipeline: TextToImagePipeline, config: SamplesConfig, folder: Path, chosen: Sequence[int]) -> None:

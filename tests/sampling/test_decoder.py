@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ar_t2i.sampling.decoder import generate
-from ar_t2i.sampling.logits import SamplingConfig, draw, guide
+from ar_t2i.sampling.logits import SamplingConfig, draw, guidance_scales, guide
 from ar_t2i.sampling.qwen3 import Qwen3Run
 from ar_t2i.sequence import prompt_ids
 
@@ -33,10 +33,10 @@ def without_cache(model, vocabulary, caption, config, uniform_T):
     """One picture by whole forwards over plain sequences: no cache, no padding, no batch."""
     image_ids = torch.from_numpy(vocabulary.image_ids)
     rows = [torch.from_numpy(prompt_ids(vocabulary, text)) for text in (caption, ())]
-    codes = []
+    codes, scales = [], guidance_scales(config, 32)
     for step in range(32):
         conditional, unconditional = (model(input_ids=row[None]).logits[0, -1, image_ids] for row in rows)
-        logits = guide(conditional, unconditional, config.guidance_scale)
+        logits = guide(conditional, unconditional, scales[step])
         code = draw(logits[None], uniform_T[None, step], config)
         codes.append(int(code))
         rows = [torch.cat([row, image_ids[code]]) for row in rows]
@@ -44,7 +44,12 @@ def without_cache(model, vocabulary, caption, config, uniform_T):
 
 
 @pytest.mark.parametrize(
-    "config", [SamplingConfig(guidance_scale=2.5, top_k=50), SamplingConfig(guidance_scale=1, top_p=0.9)]
+    "config",
+    [
+        SamplingConfig(guidance_scale=2.5, top_k=50),
+        SamplingConfig(guidance_scale=1, top_p=0.9),
+        SamplingConfig(guidance_scale=4, guidance_schedule="power-cosine", guidance_start=0.25, guidance_end=0.9),
+    ],
 )
 def test_with_cache_equals_without(model, vocabulary, captions, config):
     drawn = generate(model, vocabulary, captions, 32, config, uniform(len(captions)))
@@ -75,6 +80,37 @@ def test_guidance_one_is_no_guidance_and_zero_ignores_the_caption(model, vocabul
     zero = generate(model, vocabulary, captions, 32, SamplingConfig(guidance_scale=0), random)
     bare = generate(model, vocabulary, [()] * len(captions), 32, SamplingConfig(guidance_scale=1), random)
     assert torch.equal(zero, bare) and not torch.equal(zero, one)
+
+
+def test_a_schedule_changes_the_codes_from_where_it_differs(model, vocabulary, captions):
+    random = uniform(len(captions))
+
+    def drawn(**options):
+        return generate(model, vocabulary, captions, 32, SamplingConfig(**options), random)
+
+    off, on = drawn(guidance_scale=1), drawn(guidance_scale=6)
+    late, early = (drawn(guidance_scale=6, **part) for part in ({"guidance_start": 0.5}, {"guidance_end": 0.5}))
+    assert torch.equal(late[:, :16], off[:, :16]) and not torch.equal(late[:, 16:], off[:, 16:])
+    assert torch.equal(early[:, :16], on[:, :16]) and not torch.equal(early, on)
+    assert not torch.equal(drawn(guidance_scale=6, guidance_schedule="linear"), on)
+
+
+def test_guidance_that_is_off_at_all_steps_costs_no_second_branch(model, vocabulary, captions, monkeypatch):
+    rows, prefill = [], Qwen3Run.prefill
+
+    def counted(run, ids, mask, rows_R):
+        rows.append(len(rows_R))
+        return prefill(run, ids, mask, rows_R)
+
+    monkeypatch.setattr(Qwen3Run, "prefill", counted)
+    for options in (
+        {"guidance_scale": 1, "guidance_schedule": "cosine"},
+        {"guidance_scale": 3, "guidance_start": 0.99},
+        {"guidance_scale": 3, "guidance_schedule": "linear", "guidance_end": 0.02},
+        {"guidance_scale": 3, "guidance_end": 0.1},
+    ):
+        generate(model, vocabulary, captions, 32, SamplingConfig(**options), uniform(6))
+    assert rows == [6, 6, 6, 12]
 
 
 def test_no_id_ever_leaves_the_image_block(model, vocabulary):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ar_t2i.sampling.logits import SamplingConfig, draw, guide, keep_top_k, keep_top_p
+from ar_t2i.sampling.logits import SamplingConfig, draw, guidance_scales, guide, keep_top_k, keep_top_p
 
 
 @pytest.fixture
@@ -65,3 +65,44 @@ def test_values_out_of_range_are_named(options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name}={value}: expected"):
         SamplingConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "golden"),
+    [
+        ({}, [5] * 8),
+        ({"guidance_schedule": "linear"}, [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5]),
+        ({"guidance_schedule": "cosine"}, [1, 1.152241, 1.585786, 2.234633, 3, 3.765367, 4.414214, 4.847759]),
+        (
+            {"guidance_schedule": "power-cosine", "guidance_power": 2.0},
+            [1, 1.002409, 1.038429, 1.192021, 1.585786, 2.32622, 3.390181, 4.481902],
+        ),
+        ({"guidance_start": 0.25, "guidance_end": 0.75}, [1, 1, 5, 5, 5, 5, 1, 1]),
+        ({"guidance_schedule": "linear", "guidance_start": 0.5}, [1, 1, 1, 1, 3, 3.5, 4, 4.5]),
+    ],
+)
+def test_schedules_of_guidance(options, golden):
+    """The powers by RAR's own lines: (1 - cos((step / length) ** pow * pi)) / 2 * (scale - 1) + 1."""
+    assert guidance_scales(SamplingConfig(guidance_scale=5, **options), 8) == pytest.approx(golden, abs=1e-6)
+
+
+def test_the_ends_of_a_schedule_are_exact():
+    checked = 0
+    for scale in (0.0, 0.1, 1.0, 2.1, 2.5, 7.3):
+        assert guidance_scales(SamplingConfig(guidance_scale=scale), 32) == [scale] * 32
+        for schedule in ("linear", "cosine", "power-cosine"):
+            scales = guidance_scales(SamplingConfig(guidance_scale=scale, guidance_schedule=schedule), 32)
+            assert scales[0] == 1 and scales == sorted(scales, reverse=scale < 1)
+            checked += 1
+    assert checked == 18 and guidance_scales(SamplingConfig(guidance_scale=1), 4) == [1] * 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"guidance_start": 0.5, "guidance_end": 0.5}, {"guidance_end": 1.5}, {"guidance_start": -0.1}],
+)
+def test_a_part_of_no_picture_is_refused(options):
+    with pytest.raises(ValueError, match="expected shares of the picture's codes"):
+        SamplingConfig(**options)
+    with pytest.raises(ValueError, match="guidance_power=0: expected more than 0"):
+        SamplingConfig(guidance_power=0)

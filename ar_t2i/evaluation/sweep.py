@@ -1,0 +1,366 @@
+"""`evaluate sweep`: quality against alignment over a grid of sampling settings, and the best of them.
+
+All settings draw the same prompts from the same random numbers, so that two of them differ by what was set alone.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from ar_t2i.bundles import VERIFIER, load_bundle, shipped_bundle, write_file, write_sampling
+from ar_t2i.device import keep_freed_memory, pick_device
+from ar_t2i.evaluation.frechet import FeatureMoments
+from ar_t2i.evaluation.probe import Judge, Marks, SceneJudge, measure, random_numbers, real_scenes, scene_prompts
+from ar_t2i.evaluation.scene_scores import Share
+from ar_t2i.hub.names import resolve
+from ar_t2i.pipeline import TextToImagePipeline
+from ar_t2i.sampling.logits import SamplingConfig, Schedule, guidance_scales
+from ar_t2i.untrusted import read_json
+
+SLACK = 0.1
+"""A setting whose Frechet distance is larger than the smallest by more than this share of it is not the best."""
+RESAMPLES = 100
+"""Of the pictures, for the spread of a Frechet distance."""
+DOUBT = 0.05
+"""Chance that a setting which is as good as the default is taken for better or worse, over all settings together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Measure sampling settings against each other.
+
+    An option that is not given stays at the bundle's default, which is always measured too. Several values stand
+    behind each other, or with commas between, as 1,2,3.
+    """
+
+    bundle: str = ""
+    """Bundle of scenes, a folder or Hub id (default: the one that comes with the package)."""
+    guidance: tuple[float, ...] = ()
+    """Guidance scales; 1 is off."""
+    schedule: tuple[Schedule, ...] = ()
+    """Schedules of guidance: constant, linear, cosine, power-cosine."""
+    power: tuple[float, ...] = ()
+    """Powers of power-cosine."""
+    start: tuple[float, ...] = ()
+    """Shares of the picture's codes, 0 to 1, from which on to guide."""
+    end: tuple[float, ...] = ()
+    """Shares of the picture's codes, 0 to 1, up to which to guide."""
+    temperature: tuple[float, ...] = ()
+    """Temperatures."""
+    top_k: tuple[int, ...] = ()
+    """Numbers of most likely codes to keep; 0 keeps all."""
+    top_p: tuple[float, ...] = ()
+    """Chances that the codes to keep add up to; 1 keeps all."""
+    count: int = 200
+    """Prompts, a picture each in every setting."""
+    reference_count: int = 1000
+    """Real pictures that the drawn ones are compared with."""
+    seed: int = 0
+    """Seed of prompts, random numbers and real pictures."""
+    out: str = "sweep"
+    """Folder for sweep.json and sweep.png; a sweep that was stopped there goes on."""
+    write_best: bool = False
+    """Make the best setting the bundle's default if it can be told from the present one; nothing else changes."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the best there is."""
+    batch_size: int = 32
+    """Pictures drawn at a time."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name, least in (("count", 2), ("reference_count", 2), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
+
+
+AXES = {
+    "guidance": "guidance_scale",
+    "schedule": "guidance_schedule",
+    "power": "guidance_power",
+    "start": "guidance_start",
+    "end": "guidance_end",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+}
+"""The options of a sweep, by the field of `SamplingConfig` that each gives values of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A sampling setting that was measured."""
+
+    sampling: SamplingConfig
+    """The setting."""
+    alignment: float
+    """Mean score of its pictures."""
+    distance: float
+    """Frechet distance of its pictures to real ones."""
+    scores: tuple[float, ...]
+    """Of each picture, in the order of the prompts."""
+    distances: tuple[float, ...]
+    """Of resampled pictures; those of one number are the same prompts in all settings."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best setting of a sweep, against the default."""
+
+    best: Setting
+    default: Setting
+    differs: bool
+    """Whether the best is told from the default, by alignment or by distance."""
+    words: str
+    """What was found, for people."""
+
+
+def settings_of(config: SweepConfig, default: SamplingConfig, num_codes: int) -> list[SamplingConfig]:
+    """The default and the grid, each setting once: those that differ in nothing that is drawn count as one.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+    given = {field: getattr(config, axis) or (getattr(default, field),) for axis, field in AXES.items()}
+    grid = [replace(default, **dict(zip(given, values, strict=True))) for values in product(*given.values())]
+    found: dict[tuple, SamplingConfig] = {}
+    for sampling in (default, *grid):
+        rest = sampling.temperature, *((sampling.top_k, sampling.top_p) if sampling.temperature else ())
+        found.setdefault((tuple(guidance_scales(sampling, num_codes)), *rest), sampling)
+    return list(found.values())
+
+
+def sweep(config: SweepConfig) -> Choice:
+    """Measure all settings, write sweep.json and sweep.png to `config.out`, print a table, and choose.
+
+    Raises:
+        ValueError: an option, bundle or verifier that does not fit, or a folder that holds another sweep.
+    """
+    folder = resolve(config.bundle) if config.bundle else shipped_bundle()
+    if config.write_best and (not config.bundle or folder.resolve() != Path(config.bundle).resolve()):
+        raise ValueError("--write-best changes a bundle of your own: expected --bundle with its folder")
+    bundle = load_bundle(folder)
+    judge = SceneJudge.from_pretrained(bundle.verifier)
+    size, wanted = bundle.image_tokenizer.image_size, judge.verifier.config.image_size
+    if size != wanted:
+        raise ValueError(f"the bundle draws pictures of {size} pixels, its verifier reads {wanted}")
+    keep_freed_memory()
+    device = pick_device(config.device)
+    pipe, num_codes = TextToImagePipeline(bundle).to(device), bundle.image_tokenizer.num_codes
+    judge.verifier.to(device)
+    settings = settings_of(config, bundle.sampling, num_codes)
+    prompts = scene_prompts(config.count, config.seed)
+    captions, uniform_NT = pipe.encode_prompts([prompt.text for prompt in prompts]), None
+    facts = {
+        "bundle": fingerprint_of(folder, "*.safetensors", "tokenizer.json", "image_tokenizer/*.*"),
+        "verifier": fingerprint_of(bundle.verifier or shipped_bundle() / VERIFIER, "*.safetensors", "config.json"),
+        "features": judge.name, "scores": judge.scores, "count": config.count,
+        "reference_count": config.reference_count, "seed": config.seed,
+    }  # fmt: skip
+    path = Path(config.out) / "sweep.json"
+    measured, reference = read_sweep(path, facts), None
+    for number, sampling in enumerate(settings, 1):
+        if sampling in measured:
+            continue
+        started = time.perf_counter()
+        if reference is None or uniform_NT is None:
+            reference = real_scenes(judge, config.reference_count, config.seed, config.batch_size)
+            uniform_NT = random_numbers(config.count, num_codes, config.seed)
+        marks = measure(pipe, judge, prompts, captions, sampling, uniform_NT, config.batch_size)
+        measured[sampling] = summary(sampling, marks, reference, config.seed)
+        write_sweep(path, facts, measured)
+        seconds = time.perf_counter() - started
+        print(f"{number} of {len(settings)}: {_told(measured[sampling], judge)}   {seconds:.0f} s", flush=True)
+    found = [measured[sampling] for sampling in settings]
+    choice = choose(found, found[0])
+    write_sweep(path, facts, measured, choice)
+    picture = Path(config.out) / "sweep.png"
+    plot(found, choice, judge, picture)
+    print("\n".join([*table(found, choice, judge), choice.words, f"{path}   {picture}"]))
+    if config.write_best and choice.differs:
+        before = write_sampling(folder, choice.best.sampling)
+        print(f"{folder}: the default was {shown(before)}\nand is now {shown(choice.best.sampling)}")
+    elif config.write_best:
+        print(f"{folder}: the default stays {shown(bundle.sampling)}")
+    return choice
+
+
+def fingerprint_of(folder: Path, *patterns: str) -> str:
+    """Of the contents of some files."""
+    whole = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        whole.update(hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def summary(sampling: SamplingConfig, marks: Marks, reference: FeatureMoments, seed: int) -> Setting:
+    """What is kept of a setting's marks."""
+    rng, number = np.random.default_rng(seed), len(marks.scores_N)
+    rows = [rng.integers(0, number, number) for _ in range(RESAMPLES)]
+    return Setting(
+        sampling=sampling,
+        alignment=marks.alignment,
+        distance=marks.distance(reference),
+        scores=tuple(marks.scores_N.tolist()),
+        distances=tuple(marks.resampled(each).distance(reference) for each in rows),
+    )
+
+
+def choose(settings: Sequence[Setting], default: Setting) -> Choice:
+    """The setting of the highest alignment among those whose distance is at most 1.1 times the smallest of all.
+
+    Of several with that alignment it is the one of the smallest distance.
+
+    It is told from the default where it is better than that in alignment or in distance by more than chance. In
+    alignment: the exact sign test over the prompts whose two scores differ (McNemar's, where scores are 0 or 1). In
+    distance: the difference against its spread over the same resamples of prompts. As the best is chosen among many,
+    the 5 % of doubt is divided by the number of other settings (Bonferroni).
+    """
+    closest = min(setting.distance for setting in settings)
+    near = [setting for setting in settings if setting.distance <= (1 + SLACK) * closest]
+    best = max(near, key=lambda setting: (setting.alignment, -setting.distance))
+    if best == default:
+        return Choice(best, default, False, "The default is the best of these settings.")
+    doubt = DOUBT / (len(settings) - 1)
+    better = sum(one > other for one, other in zip(best.scores, default.scores, strict=True))
+    worse = sum(one < other for one, other in zip(best.scores, default.scores, strict=True))
+    gap = default.distance - best.distance
+    spread = float(np.std(np.subtract(default.distances, best.distances), ddof=1))
+    by_scores = better > worse and sign_test(better, worse) < doubt
+    by_distance = gap > NormalDist().inv_cdf(1 - doubt / 2) * spread
+    words = (
+        f"Best is {shown(best.sampling)}: the highest alignment among the settings whose distance is within "
+        f"{SLACK:.0%} of the smallest.\nAgainst the default it is better on {better} prompts and worse on {worse} "
+        f"(chance {sign_test(better, worse):.2g}); its distance is {abs(gap):.3g} {'lower' if gap > 0 else 'higher'} "
+        f"(spread {spread:.2g}). "
+    )
+    if by_scores or by_distance:
+        words += f"So it is told from the default by {'alignment' if by_scores else 'distance'}."
+    else:
+        words += "So it cannot be told from the default: more prompts (--count) may."
+    return Choice(best, default, by_scores or by_distance, words)
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Chance of a split at least as uneven, were both sides equally likely: exact, two-sided."""
+    number = better + worse
+    tail = sum(math.comb(number, k) for k in range(max(better, worse), number + 1))
+    return min(1.0, 2 * tail / 2**number)
+
+
+def shown(sampling: SamplingConfig) -> str:
+    """A setting in words, without what has no part in it."""
+    parts = [f"guidance {sampling.guidance_scale:g}"]
+    if sampling.guidance_scale != 1:
+        power = f" {sampling.guidance_power:g}" if sampling.guidance_schedule == "power-cosine" else ""
+        parts[0] += f" {sampling.guidance_schedule}{power}"
+        if (sampling.guidance_start, sampling.guidance_end) != (0, 1):
+            parts[0] += f" from {sampling.guidance_start:g} to {sampling.guidance_end:g}"
+    parts.append(f"temperature {sampling.temperature:g}")
+    parts += [f"top-k {sampling.top_k}"] if sampling.top_k else []
+    parts += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+    return ", ".join(parts)
+
+
+def table(settings: Sequence[Setting], choice: Choice, judge: Judge) -> list[str]:
+    """Lines of a table, the best alignment first."""
+    lines = [f"| setting | {judge.scores} | Frechet distance ({judge.name}) | |", "|---|---|---|---|"]
+    for setting in sorted(settings, key=lambda setting: (-setting.alignment, setting.distance)):
+        marks = [name for name in ("best", "default") if setting == getattr(choice, name)]
+        spread = 2 * np.std(setting.distances, ddof=1)
+        lines.append(
+            f"| {shown(setting.sampling)} | {_alignment(setting)} | {setting.distance:.3f} ± {spread:.3f} | "
+            f"{', '.join(marks)} |"
+        )
+    return lines
+
+
+def plot(settings: Sequence[Setting], choice: Choice, judge: Judge, path: Path) -> None:
+    """Alignment against distance: a curve for all that differs in nothing but the guidance scale, which it names."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    curves: dict[str, list[Setting]] = {}
+    for setting in settings:
+        curves.setdefault(_curve(setting.sampling), []).append(setting)
+    for label, curve in curves.items():
+        curve.sort(key=lambda setting: setting.sampling.guidance_scale)
+        axes.plot([each.distance for each in curve], [100 * each.alignment for each in curve], "o-", label=label)
+        for each in curve:
+            place = each.distance, 100 * each.alignment
+            axes.annotate(f"{each.sampling.guidance_scale:g}", place, (4, 4), textcoords="offset points", fontsize=8)
+    for name, marker, size in (("default", "s", 13), ("best", "*", 20)):
+        chosen: Setting = getattr(choice, name)
+        axes.plot(
+            chosen.distance, 100 * chosen.alignment, marker, markersize=size, fillstyle="none", color="black",
+            label=f"{name}: {shown(chosen.sampling)}", linestyle="none",
+        )  # fmt: skip
+    axes.set_xlabel(f"Frechet distance to real pictures ({judge.name}), lower is better")
+    axes.set_ylabel(f"{judge.scores}, %")
+    axes.set_title(f"{len(choice.default.scores)} prompts; numbers are guidance scales", fontsize=10)
+    axes.legend(fontsize=8)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def read_sweep(path: Path, facts: Mapping[str, Any]) -> dict[SamplingConfig, Setting]:
+    """The settings that a sweep has finished; none where there is no file.
+
+    Raises:
+        ValueError: a file that cannot be read, or one of a sweep that measured something else.
+    """
+    if not path.exists():
+        return {}
+    again = "give another --out, or remove the file"
+    try:
+        stored = read_json(path)
+        found = [
+            Setting(**{**each, "sampling": SamplingConfig(**each["sampling"]),
+                       "scores": tuple(each["scores"]), "distances": tuple(each["distances"])})
+            for each in stored["settings"]
+        ]  # fmt: skip
+        before = dict(stored["facts"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is no sweep that can go on ({error}): {again}") from error
+    for name, value in facts.items():
+        if before.get(name) != value:
+            raise ValueError(f"{path} holds another sweep: {name} was {before.get(name)}, now {value}; {again}")
+    return {setting.sampling: setting for setting in found}
+
+
+def write_sweep(
+    path: Path, facts: Mapping[str, Any], settings: Mapping[SamplingConfig, Setting], choice: Choice | None = None
+) -> None:
+    """Write sweep.json in one step; without a choice while settings are missing."""
+    chosen = choice and {
+        "best": asdict(choice.best.sampling), "default": asdict(choice.default.sampling),
+        "differs": choice.differs, "words": choice.words,
+    }  # fmt: skip
+    found = {"facts": facts, "choice": chosen, "settings": [asdict(setting) for setting in settings.values()]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, json.dumps(found) + "\n")
+
+
+def _curve(sampling: SamplingConfig) -> str:
+    """What a point of the plot shares with its curve."""
+    guided = shown(replace(sampling, guidance_scale=2.0))
+    return guided.removeprefix("guidance 2 ")
+
+
+def _alignment(setting: Setting) -> str:
+    return str(Share(round(sum(setting.scores)), len(setting.scores)))
+
+
+def _told(setting: Setting, judge: Judge) -> str:
+    return f"{shown(setting.sampling)}: {_alignment(setting)} {judge.scores}, distance {setting.distance:.3f}"
