@@ -95,12 +95,10 @@ def resized(pictures_B3HW: Tensor, size: int) -> Tensor:
 
 
 def _load_scenes(weights: str | Path, device: torch.device) -> FeatureExtractor:
-    reader = SceneVerifier.from_pretrained(weights or None).to(device).reader
-    size = reader.config.image_size
+    verifier = SceneVerifier.from_pretrained(weights or None).to(device)
 
-    @torch.inference_mode()
     def features(pictures_B3HW: Tensor) -> Tensor:
-        return reader.pooled(resized(pictures_B3HW, size).to(device).float() / 255).float()
+        return verifier.look(resized(pictures_B3HW, verifier.config.image_size).float() / 255)[1]
 
     return FeatureExtractor("scenes", features)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ar_t2i.data.scenes import draw, scene_at
 from ar_t2i.evaluation.frechet import FeatureMoments, frechet_distance
-from ar_t2i.evaluation.judge import Reading, judge
+from ar_t2i.evaluation.judge import judge
 from ar_t2i.evaluation.prompts import Prompt
 from ar_t2i.evaluation.scenes import SceneVerifier
 from ar_t2i.pipeline import TextToImagePipeline, to_uint8
@@ -76,7 +76,7 @@ class Judge(Protocol):
 class SceneJudge:
     """The scene verifier: 1 for a picture that shows all that was asked for, 0 for another.
 
-    Features are the last layer before the verifier's answers, as means over the picture (128 in the shipped one).
+    Features are those of `ar_t2i.evaluation.extractors.load_extractor` under the same name.
     """
 
     name, scores = "scenes", "right pictures"
@@ -98,23 +98,13 @@ class SceneJudge:
         for prompt in prompts:
             if prompt.asked is None:
                 raise ValueError(f"the prompt {prompt.text!r} does not say what must be seen: expected `asked`")
-        readings, features_ND = self._look(images)
+        readings, features_ND = self.verifier.look(images)
         right = [judge(reading, prompt.asked or {}).right for reading, prompt in zip(readings, prompts, strict=True)]
-        return Marks(torch.tensor(right, dtype=torch.float64), features_ND)
+        return Marks(torch.tensor(right, dtype=torch.float64), features_ND.double())
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         """See `Judge`."""
-        return self._look(images)[1]
-
-    def _look(self, images: Sequence[Image.Image]) -> tuple[list[Reading], Tensor]:
-        seen: list[Tensor] = []
-        hook = self.verifier.reader.cells.register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0].mean((2, 3)).double().cpu())
-        )
-        try:
-            return self.verifier.read(images), torch.cat(seen)
-        finally:
-            hook.remove()
+        return self.verifier.look(images)[1].double()
 
 
 def scene_prompts(number: int, seed: int) -> list[Prompt]:

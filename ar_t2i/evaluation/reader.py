@@ -87,6 +87,8 @@ class ReaderOutput(NamedTuple):
     """From the cell's middle to the object's left, top, right and bottom side, pixels."""
     place_BP: Tensor
     """Logits of the place."""
+    features_BF: Tensor
+    """Means over the picture of what objects and what the place are told from, (B, 2 wide_width)."""
 
 
 class SceneReader(nn.Module):
@@ -111,24 +113,16 @@ class SceneReader(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> ReaderOutput:
         """Read pictures (B, 3, H, W), float in [0, 1]."""
-        joined_BCGG, wide_BCgg = self._maps(pixels_B3HW)
-        cells_BCGG = self.cells(joined_BCGG).float()
-        kinds, colors = len(self.config.kinds), len(self.config.colors) + 1
-        heat_BKGG, color_BLGG, sides_B4GG = cells_BCGG.split((kinds, colors, 4), dim=1)
-        place_BP = self.place(wide_BCgg.mean((2, 3))).float()
-        return ReaderOutput(heat_BKGG, color_BLGG, sides_B4GG * SIDE_SCALE, place_BP)
-
-    def pooled(self, pixels_B3HW: Tensor) -> Tensor:
-        """(B, 2 wide_width): the means over the picture of what objects and what the place are told from."""
-        joined_BCGG, wide_BCgg = self._maps(pixels_B3HW)
-        return torch.cat((joined_BCGG.mean((2, 3)), wide_BCgg.mean((2, 3))), 1)
-
-    def _maps(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Features at 1/8 and at 1/16 of the image size."""
         fine_BCGG = self.fine(self.stem(self.fold(pixels_B3HW * 2 - 1)))
         wide_BCgg = self.wide(fine_BCGG)
         lifted_BCGG = F.interpolate(self.lift(wide_BCgg), scale_factor=2.0, mode="nearest")
-        return self.join(fine_BCGG + lifted_BCGG), wide_BCgg
+        joined_BCGG = self.join(fine_BCGG + lifted_BCGG)
+        cells_BCGG = self.cells(joined_BCGG).float()
+        kinds, colors = len(self.config.kinds), len(self.config.colors) + 1
+        heat_BKGG, color_BLGG, sides_B4GG = cells_BCGG.split((kinds, colors, 4), dim=1)
+        mean_BC = wide_BCgg.mean((2, 3))
+        features_BF = torch.cat((joined_BCGG.mean((2, 3)), mean_BC), 1).float()
+        return ReaderOutput(heat_BKGG, color_BLGG, sides_B4GG * SIDE_SCALE, self.place(mean_BC).float(), features_BF)
 
 
 class _Residual(nn.Module):

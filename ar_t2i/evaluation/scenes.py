@@ -69,9 +69,13 @@ class SceneVerifier:
         self.reader.to(device)
         return self
 
-    @torch.inference_mode()
     def read(self, images: Sequence[Image.Image] | Tensor, batch_size: int = 32) -> list[Reading]:
-        """Say what each picture shows, whatever else is in the batch.
+        """Say what each picture shows; arguments and errors as those of `look`."""
+        return self.look(images, batch_size)[0]
+
+    @torch.inference_mode()
+    def look(self, images: Sequence[Image.Image] | Tensor, batch_size: int = 32) -> tuple[list[Reading], Tensor]:
+        """Say what each picture shows, whatever else is in the batch; and the features it is told from.
 
         Args:
             images: pictures of 256 x 256 pixels, or a tensor (B, 3, 256, 256), float in [0, 1].
@@ -79,6 +83,9 @@ class SceneVerifier:
 
         Raises:
             ValueError: pictures of another size, type or range, or a batch size below 1.
+
+        Returns:
+            The readings, and `ReaderOutput.features_BF` of all pictures, float32, on the CPU.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
@@ -87,11 +94,14 @@ class SceneVerifier:
         training = self.reader.training
         self.reader.eval()
         readings: list[Reading] = []
+        features = [torch.zeros(0, 2 * self.config.wide_width)]
         for start in range(0, len(pixels_B3HW), batch_size):
             part_B3HW = pixels_B3HW[start : start + batch_size]
-            readings += self._readings(self.reader(part_B3HW.to(device).float()))
+            said = self.reader(part_B3HW.to(device).float())
+            readings += self._readings(said)
+            features.append(said.features_BF.cpu())
         self.reader.train(training)
-        return readings
+        return readings, torch.cat(features)
 
     def pixels(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
         """Pictures as a tensor (B, 3, 256, 256), float in [0, 1]; arguments and errors as those of `read`."""

@@ -20,7 +20,7 @@ from ar_t2i.bundles import VERIFIER, load_bundle, shipped_bundle, write_file, wr
 from ar_t2i.device import keep_freed_memory, pick_device
 from ar_t2i.evaluation.frechet import FeatureMoments
 from ar_t2i.evaluation.probe import Judge, Marks, SceneJudge, measure, random_numbers, real_scenes, scene_prompts
-from ar_t2i.evaluation.scene_scores import Share
+from ar_t2i.evaluation.statistics import Share
 from ar_t2i.hub.names import resolve
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.logits import SamplingConfig, Schedule, guidance_scales

@@ -39,7 +39,8 @@ def test_scenes_are_told_apart_at_once():
     reader = SceneVerifier.from_pretrained().reader
     with torch.inference_mode():
         pixels = scenes_B3HW.float() / 255
-        torch.testing.assert_close(reader.place(reader.pooled(pixels)[:, 128:]), reader(pixels).place_BP)
+        said = reader(pixels)
+        torch.testing.assert_close(reader.place(said.features_BF[:, 128:]), said.place_BP)
     assert torch.equal(extractor.features(pictures(1)), extractor.features(resized(pictures(1), 256)))
 
 
