@@ -1,0 +1,238 @@
+"""The verb `evaluate`: a model's pictures, or pictures that are there, through suites, to a report."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import ar_t2i
+from ar_t2i.bundles import VERIFIER, shipped_bundle
+from ar_t2i.device import keep_freed_memory, pick_device
+from ar_t2i.evaluation.harness import Scorer, by_detector, run_suite, weights_fingerprint
+from ar_t2i.evaluation.prompts import Prompt, read_prompts
+from ar_t2i.evaluation.report import SCHEMA, summary, write_report
+from ar_t2i.evaluation.scenes import SceneVerifier
+from ar_t2i.evaluation.sources import CROP, BundleSource, DiffusersSource, FolderSource, Source
+from ar_t2i.evaluation.suites import Suite
+from ar_t2i.evaluation.suites.catalogue import SUITES
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score pictures: of a bundle, of a folder, or of a pipeline of diffusers. A run that was killed goes on."""
+
+    bundle: str = ""
+    """Bundle that draws, a folder or Hub id (default: the one that comes with the package)."""
+    images: str = ""
+    """Folder of pictures in place of a bundle: ID.png, or any names with metadata.jsonl (file_name, text)."""
+    diffusers: str = ""
+    """Pipeline of diffusers in place of a bundle, a folder or Hub id."""
+    suite: tuple[str, ...] = ("scenes/basic",)
+    """Suites; a wrong name tells all."""
+    count: int = 25
+    """Prompts of each category."""
+    prompts: str = ""
+    """File of prompts, a prompts.jsonl that was kept, in place of those that the suite makes."""
+    rounds: int = 1
+    """Pictures of each prompt, each from a seed of its own."""
+    seed: int = 0
+    """Seed of the prompts and of the pictures."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance (default: the model's own; of a bundle, s in u + s (c - u), where 1 is off)."""
+    temperature: float | None = None
+    """Divides a bundle's logits; 0 takes the most likely code (default: the bundle's own)."""
+    top_k: int | None = None
+    """Of a bundle: keep only the k most likely codes; 0 keeps all (default: the bundle's own)."""
+    top_p: float | None = None
+    """Of a bundle: keep the most likely codes up to this chance; 1 keeps all (default: the bundle's own)."""
+    num_inference_steps: int | None = None
+    """Steps of a pipeline of diffusers (default: its own)."""
+    image_tokenizer: str = ""
+    """Image tokenizer, a folder or Hub id, for a checkpoint that has none of its own (default: the bundle's)."""
+    verifier: str = ""
+    """Folder of the scene verifier that reads scenes (default: the shipped one)."""
+    out: str
+    """Folder for report.json, report.md and report.html, and a folder of pictures and results for each suite."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the best there is."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the model that draws; bf16 is faster on a GPU, but pictures may then depend on their batch."""
+    batch_size: int = 32
+    """Pictures that are drawn, or scored, at a time."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and that the options belong together."""
+        given = [name for name in ("bundle", "images", "diffusers") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given: expected one of them")
+        for name in ("count", "rounds", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
+        if not self.suite or len(set(self.suite)) != len(self.suite):
+            raise ValueError(f"suite={' '.join(self.suite)!r}: expected at least one suite, each once")
+        if self.prompts and len(self.suite) > 1:
+            raise ValueError(f"prompts={self.prompts!r} with {len(self.suite)} suites: expected one suite")
+        bundle_only = ("temperature", "top_k", "top_p", "image_tokenizer")
+        for kind, foreign in (
+            ("images", ("guidance_scale", "num_inference_steps", *bundle_only)),
+            ("diffusers", bundle_only),
+            ("", ("num_inference_steps",)),
+        ):
+            set_anyway = [name for name in foreign if getattr(self, name) not in (None, "")]
+            if set_anyway and (getattr(self, kind) if kind else not self.images and not self.diffusers):
+                raise ValueError(f"{set_anyway[0]} means nothing for {kind or 'a bundle'}: leave it out")
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Run the suites, write the report to `config.out`, and print a table.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        ValueError: a suite that is not known, a model or folder that cannot be loaded, prompts that cannot be drawn,
+            something that a suite wants and that is not there.
+    """
+    keep_freed_memory()
+    suites = [_suite(name) for name in config.suite]
+    device = pick_device(config.device)
+    prompts = [_prompts(config, suite) for suite in suites]
+    scorers = [_scorer(config, suite, device) for suite in suites]
+    source = _source(config, device)
+    out = _make_folder(config.out)
+    parts = [
+        run_suite(
+            suite,
+            asked,
+            source,
+            scorer,
+            out / suite.name,
+            rounds=config.rounds,
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
+        for suite, asked, scorer in zip(suites, prompts, scorers, strict=True)
+    ]
+    report = {
+        "schema": SCHEMA,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "source": {"name": source.name, "settings": dict(source.settings), "facts": dict(source.facts)},
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "crop": CROP,
+        "device": str(device),
+        "versions": versions(),
+        "commit": commit(),
+        "suites": parts,
+    }
+    paths = write_report(report, out)
+    print("\n".join([*summary(report), *map(str, paths)]))
+    return report
+
+
+def versions() -> dict[str, str]:
+    """Of this package and what its figures rest on."""
+    names = ("torch", "transformers", "numpy", "pillow")
+    return {
+        "ar_t2i": ar_t2i.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+    }
+
+
+def commit() -> str | None:
+    """The commit of this package where it lies in a checkout, with a plus where files have been changed."""
+    folder = Path(__file__).parent
+    if not any((parent / ".git").exists() for parent in folder.parents[1:2]):
+        return None
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    said = []
+    for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment,
+                timeout=20,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if done.returncode:
+            return None
+        said.append(done.stdout.strip())
+    return said[0] + ("+" if said[1] else "")
+
+
+def _suite(name: str) -> Suite:
+    if name not in SUITES:
+        raise ValueError(f"suite {name!r} is not known; use one of {', '.join(SUITES)}")
+    return SUITES[name]
+
+
+def _prompts(config: EvaluateConfig, suite: Suite) -> Sequence[Prompt]:
+    if not config.prompts:
+        return suite.prompts(config.count, config.seed)
+    prompts = read_prompts(config.prompts)
+    bare = next((prompt.id for prompt in prompts if prompt.asked is None), None)
+    if suite.scored_by == "detector" and bare is not None:
+        raise ValueError(
+            f"prompts={config.prompts!r}: {bare} does not say what must be seen, which {suite.name} scores; give a "
+            "prompts.jsonl that this suite wrote"
+        )
+    return prompts
+
+
+def _scorer(config: EvaluateConfig, suite: Suite, device: torch.device) -> Scorer:
+    folder = Path(config.verifier) if config.verifier else shipped_bundle() / VERIFIER
+    verifier = SceneVerifier.from_pretrained(folder).to(device)
+    facts = {
+        "name": "scene verifier",
+        "weights": weights_fingerprint(folder),
+        "threshold": verifier.config.threshold,
+    }
+    return by_detector(suite, verifier, facts)
+
+
+def _source(config: EvaluateConfig, device: torch.device) -> Source:
+    if config.images:
+        return FolderSource(config.images)
+    dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
+    if config.diffusers:
+        options = {name: getattr(config, name) for name in ("guidance_scale", "num_inference_steps")}
+        return DiffusersSource(
+            config.diffusers,
+            seed=config.seed,
+            options=options,
+            device=device,
+            dtype=dtype,
+            batch_size=config.batch_size,
+        )
+    return BundleSource(
+        config.bundle or shipped_bundle(),
+        seed=config.seed,
+        options={name: getattr(config, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")},
+        image_tokenizer=config.image_tokenizer,
+        device=device,
+        dtype=dtype,
+        batch_size=config.batch_size,
+    )
+
+
+def _make_folder(name: str) -> Path:
+    out = Path(name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write out={name!r}: {error.strerror}; give another folder") from error
+    return out
