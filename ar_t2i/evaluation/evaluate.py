@@ -115,7 +115,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             asked,
             source,
             scorer,
-            out / suite.name,
+            out,
             rounds=config.rounds,
             seed=config.seed,
             batch_size=config.batch_size,

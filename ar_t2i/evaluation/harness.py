@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -59,7 +60,7 @@ def run_suite(
     prompts: Sequence[Prompt],
     source: Source,
     scorer: Scorer,
-    folder: Path,
+    out: Path,
     *,
     rounds: int = 1,
     seed: int = 0,
@@ -72,7 +73,7 @@ def run_suite(
         prompts: of it.
         source: draws.
         scorer: scores.
-        folder: for prompts.jsonl, results.jsonl and pictures.
+        out: folder of the run; the suite's own folder in it takes prompts.jsonl, results.jsonl and pictures.
         rounds: pictures of each prompt.
         seed: of the run, and of the bootstrap.
         batch_size: pictures scored at a time.
@@ -84,6 +85,7 @@ def run_suite(
         ValueError: ids that cannot name pictures, prompts that cannot be drawn, or results that are damaged.
     """
     check_ids(prompts)
+    folder = out / suite_folder(suite.name)
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     write_prompts(folder / PROMPTS, prompts)
@@ -100,6 +102,7 @@ def run_suite(
     results = _scored(suite, prompts, scorer, folder, rounds, seed, batch_size)
     return {
         "suite": suite.name,
+        "folder": suite_folder(suite.name),
         "about": suite.about,
         "domain": suite.domain,
         "headline": suite.headline,
@@ -119,6 +122,12 @@ def run_suite(
         "seconds_drawing": round_to(drawing),
         "seconds_scoring": round_to(time.perf_counter() - started - drawing),
     }
+
+
+def suite_folder(name: str) -> str:
+    """Where a suite's files lie in the folder of a run."""
+    parts = [re.sub(r"[^A-Za-z0-9_-]+", "-", part) for part in name.split("/")]
+    return "/".join(part.strip("-") or "suite" for part in parts if part)
 
 
 def round_to(seconds: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ar_t2i.bundles import MANIFEST, with_options
+from ar_t2i.bundles import MANIFEST, shipped_bundle, with_options
 from ar_t2i.data.images import prepare
 from ar_t2i.data.sample import MAX_FILE_BYTES
 from ar_t2i.data.tables import TABLE_SUFFIXES
@@ -88,7 +88,7 @@ class BundleSource:
         self.pipeline.to(device).to(dtype)
         self.seed, self.batch_size = seed, batch_size
         self.sampling = asdict(with_options(self.pipeline.sampling, dict(options)))
-        self.name = Path(str(bundle)).name or str(bundle)
+        self.name = "shipped" if folder == shipped_bundle() else folder.name
         tokenizer, vocabulary = self.pipeline.image_tokenizer, self.pipeline.vocabulary
         self.settings = {
             "kind": "bundle",

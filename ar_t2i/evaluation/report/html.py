@@ -109,7 +109,7 @@ def _section(part: Mapping[str, Any], out: Path) -> str:
     for kind, title in (("right", "Right"), ("wrong", "Wrong")):
         shown = part["examples"][kind]
         if shown:
-            shots = "".join(_figure(result, out / part["suite"], part) for result in shown)
+            shots = "".join(_figure(result, out / part["folder"], part) for result in shown)
             parts.append(f'<h3>{title}</h3><div class="gallery {kind}">{shots}</div>')
     parts.append(
         f'<p class="soft" style="margin-top:16px">Prompts {escape(part["protocol"]["prompts"])}; scored by '
