@@ -19,13 +19,13 @@ from ar_t2i.evaluation.scene_scores import (
     CATEGORIES,
     SPOILERS,
     Drawn,
-    Share,
     draw_and_judge,
     prompts,
     shares_of,
     verifier_shares,
 )
 from ar_t2i.evaluation.scenes import Reading, SceneVerifier, score_reconstruction
+from ar_t2i.evaluation.statistics import Share
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.pipeline import TextToImagePipeline
 

@@ -49,9 +49,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
                 else Prompt(id=f"line-{number:05d}", text=line.strip(), category="all")
             )
         except (ValueError, TypeError) as error:
-            raise ValueError(
-
-            ) from error
+            raise ValueError() from error
         if prompt.id in prompts:
             raise ValueError(f"{path}, line {number}: the id {prompt.id!r} comes twice")
         prompts[prompt.id] = prompt

@@ -1,7 +1,6 @@
 """Figures about scenes: how often the verifier itself errs, and how often a model draws what it was asked for."""
 
 import io
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
@@ -15,36 +14,11 @@ from ar_t2i.data.scenes import Caption, Scene, draw, scene_at, truth
 from ar_t2i.evaluation.judge import Reading, Verdict, judge, same_scene
 from ar_t2i.evaluation.reader_scenes import free_scene
 from ar_t2i.evaluation.scenes import SceneVerifier
+from ar_t2i.evaluation.statistics import Share
 from ar_t2i.pipeline import TextToImagePipeline
 
 BOX_OVERLAP = 0.7
 """IoU from which on a box counts as read rightly where the verifier itself is measured."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """So many of so many."""
-
-    number: int
-    total: int
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of Wilson (1927) for the share behind it."""
-        if not self.total:
-            return 0.0, 1.0
-        z, share = 1.959964, self.number / self.total
-        middle = share + z * z / (2 * self.total)
-        spread = z * math.sqrt(share * (1 - share) / self.total + z * z / (4 * self.total**2))
-        whole = 1 + z * z / self.total
-        return max((middle - spread) / whole, 0.0), min((middle + spread) / whole, 1.0)
-
-    def __str__(self) -> str:
-        """For example "97.5 % (94.1 to 99.0)"."""
-        if not self.total:
-            return "none"
-        low, high = self.interval
-        return f"{100 * self.number / self.total:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def blurred(image: Image.Image) -> Image.Image:

@@ -10,20 +10,13 @@ from ar_t2i.data.scenes import HELD_OUT, KINDS, draw, scene_at, truth
 from ar_t2i.evaluation.judge import Reading, Seen
 from ar_t2i.evaluation.scene_scores import (
     CATEGORIES,
-    Share,
     as_asked,
     draw_and_judge,
     fresh_scenes,
     prompts,
     shares_of,
 )
-
-
-def test_share_has_wilsons_interval():
-    assert str(Share(8, 10)) == "80.0 % (49.0 to 94.3)"  # the example of Wilson's interval in textbooks
-    low, high = Share(200, 200).interval
-    assert low == pytest.approx(0.9812, abs=1e-4) and high == pytest.approx(1)
-    assert Share(0, 0).interval == (0, 1) and str(Share(0, 0)) == "none"
+from ar_t2i.evaluation.statistics import Share
 
 
 def test_prompts_say_what_their_category_is_about():
