@@ -16,16 +16,15 @@ import torch
 from PIL import Image, ImageDraw
 
 from ar_t2i.evaluation.scene_scores import (
-    CATEGORIES,
     SPOILERS,
     Drawn,
     draw_and_judge,
-    prompts,
     shares_of,
     verifier_shares,
 )
 from ar_t2i.evaluation.scenes import Reading, SceneVerifier, score_reconstruction
 from ar_t2i.evaluation.statistics import Share
+from ar_t2i.evaluation.suites.basic import CATEGORIES, prompts
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.pipeline import TextToImagePipeline
 
@@ -89,7 +88,7 @@ def sheet(path: Path, drawn: dict[str, list[Drawn]]) -> None:
         for column, each in enumerate(pictures):
             left = column * TILE
             board.paste(each.image.resize((TILE - 4, TILE - 4), Image.Resampling.LANCZOS), (left, top + 14))
-            lines = [*wrap(each.words.text, 26)[:2], *wrap(f"read: {say(each.reading)}", 26)[:2]]
+            lines = [*wrap(each.prompt.text, 26)[:2], *wrap(f"read: {say(each.reading)}", 26)[:2]]
             pen.multiline_text((left, top + TILE + 9), "\n".join(lines), fill=(0, 0, 0), spacing=0)
     board.save(path, optimize=True)
 

@@ -19,9 +19,9 @@ from ar_t2i.evaluation.harness import Scorer, by_detector, run_suite, weights_fi
 from ar_t2i.evaluation.prompts import Prompt, read_prompts
 from ar_t2i.evaluation.report import SCHEMA, summary, write_report
 from ar_t2i.evaluation.scenes import SceneVerifier
-from ar_t2i.evaluation.sources import CROP, BundleSource, DiffusersSource, FolderSource, Source
+from ar_t2i.evaluation.sources import CROP, BundleSource, DiffusersSource, FolderSource, RendererSource, Source
 from ar_t2i.evaluation.suites import Suite
-from ar_t2i.evaluation.suites.catalogue import SUITES
+from ar_t2i.evaluation.suites.catalogue import find_suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,11 @@ class EvaluateConfig:
     """Folder of pictures in place of a bundle: ID.png, or any names with metadata.jsonl (file_name, text)."""
     diffusers: str = ""
     """Pipeline of diffusers in place of a bundle, a folder or Hub id."""
+    renderer: bool = False
+    """In place of a bundle, the program that draws scenes: what a model that errs nowhere would score."""
     suite: tuple[str, ...] = ("scenes/basic",)
-    """Suites; a wrong name tells all."""
+    """Suites: basic, multigen, optigen, binding, geneval and spatial of scenes/, all but the first also of photos/;
+    photos/parti:FILE."""
     count: int = 25
     """Prompts of each category."""
     prompts: str = ""
@@ -69,7 +72,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Check ranges, and that the options belong together."""
-        given = [name for name in ("bundle", "images", "diffusers") if getattr(self, name)]
+        given = [name for name in ("bundle", "images", "diffusers", "renderer") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given: expected one of them")
         for name in ("count", "rounds", "batch_size"):
@@ -85,11 +88,12 @@ class EvaluateConfig:
         for kind, foreign in (
             ("images", ("guidance_scale", "num_inference_steps", *bundle_only)),
             ("diffusers", bundle_only),
-            ("", ("num_inference_steps",)),
+            ("renderer", ("guidance_scale", "num_inference_steps", *bundle_only)),
+            ("bundle", ("num_inference_steps",)),
         ):
             set_anyway = [name for name in foreign if getattr(self, name) not in (None, "")]
-            if set_anyway and (getattr(self, kind) if kind else not self.images and not self.diffusers):
-                raise ValueError(f"{set_anyway[0]} means nothing for {kind or 'a bundle'}: leave it out")
+            if set_anyway and kind == (given or ["bundle"])[0]:
+                raise ValueError(f"{set_anyway[0]} means nothing for {kind}: leave it out")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             something that a suite wants and that is not there.
     """
     keep_freed_memory()
-    suites = [_suite(name) for name in config.suite]
+    suites = [find_suite(name) for name in config.suite]
     device = pick_device(config.device)
     prompts = [_prompts(config, suite) for suite in suites]
     scorers = [_scorer(config, suite, device) for suite in suites]
@@ -174,12 +178,6 @@ def commit() -> str | None:
     return said[0] + ("+" if said[1] else "")
 
 
-def _suite(name: str) -> Suite:
-    if name not in SUITES:
-        raise ValueError(f"suite {name!r} is not known; use one of {', '.join(SUITES)}")
-    return SUITES[name]
-
-
 def _prompts(config: EvaluateConfig, suite: Suite) -> Sequence[Prompt]:
     if not config.prompts:
         return suite.prompts(config.count, config.seed)
@@ -207,6 +205,8 @@ def _scorer(config: EvaluateConfig, suite: Suite, device: torch.device) -> Score
 def _source(config: EvaluateConfig, device: torch.device) -> Source:
     if config.images:
         return FolderSource(config.images)
+    if config.renderer:
+        return RendererSource(config.seed)
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
     if config.diffusers:
         options = {name: getattr(config, name) for name in ("guidance_scale", "num_inference_steps")}

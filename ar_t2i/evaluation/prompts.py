@@ -49,7 +49,10 @@ def read_prompts(path: str | Path) -> list[Prompt]:
                 else Prompt(id=f"line-{number:05d}", text=line.strip(), category="all")
             )
         except (ValueError, TypeError) as error:
-            raise ValueError() from error
+            raise ValueError(
+                f"{path}, line {number} is no prompt ({error}): expected id, text, category and asked as json, or a "
+                "line of text"
+            ) from error
         if prompt.id in prompts:
             raise ValueError(f"{path}, line {number}: the id {prompt.id!r} comes twice")
         prompts[prompt.id] = prompt

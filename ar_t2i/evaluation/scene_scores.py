@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from ar_t2i.data.scenes import Caption, Scene, draw, scene_at, truth
+from ar_t2i.data.scenes import Scene, draw, scene_at, truth
 from ar_t2i.evaluation.judge import Reading, Verdict, judge, same_scene
+from ar_t2i.evaluation.prompts import Prompt
 from ar_t2i.evaluation.reader_scenes import free_scene
 from ar_t2i.evaluation.scenes import SceneVerifier
 from ar_t2i.evaluation.statistics import Share
@@ -102,76 +103,25 @@ def as_asked(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Category:
-    """A kind of prompt."""
-
-    split: str
-    """The split of the scenes that the prompts are taken from."""
-    fits: Callable[[Scene, Caption], bool]
-    """Whether a scene and its caption are of this kind."""
-
-
-def _colored(words: Caption) -> bool:
-    return all(group["color"] for group in words.said["objects"])
-
-
-def _alike(scene: Scene, words: Caption, number: int) -> bool:
-    return scene.layout == "several" and len(scene.things) == number and _colored(words)
-
-
-def _is_pair(words: Caption) -> bool:
-    return len(words.said["objects"]) == 2 and _colored(words)
-
-
-def _is_single(scene: Scene, words: Caption) -> bool:
-    return scene.layout == "single" and _colored(words)
-
-
-CATEGORIES: dict[str, Category] = {
-    "one object": Category("validation", _is_single),
-    "held-out pair": Category("heldout", _is_single),
-    "two objects": Category("validation", lambda scene, words: _is_pair(words) and not words.said["relations"]),
-    "relation": Category("validation", lambda scene, words: _is_pair(words) and bool(words.said["relations"])),
-    "two of a kind": Category("validation", lambda scene, words: _alike(scene, words, 2)),
-    "three of a kind": Category("validation", lambda scene, words: _alike(scene, words, 3)),
-    "place": Category("validation", lambda scene, words: _is_single(scene, words) and bool(words.said["place"])),
-}
-"""The kinds of prompts; all of them say the colours. Two objects are asked for without a relation or with one."""
-
-
-def prompts(category: str, number: int, seed: int) -> list[Caption]:
-    """The first captions of a category among the scenes of a seed.
-
-    Raises:
-        ValueError: the category is not known.
-    """
-    if category not in CATEGORIES:
-        raise ValueError(f"category {category!r} is not known; use one of {', '.join(CATEGORIES)}")
-    chosen = CATEGORIES[category]
-    scenes = (scene_at(seed, index, chosen.split) for index in count())
-    return list(islice((words for scene, words in scenes if chosen.fits(scene, words)), number))
-
-
-@dataclass(frozen=True)
 class Drawn:
-    """A picture that was drawn for a caption, and what came of it."""
+    """A picture that was drawn for a prompt, and what came of it."""
 
-    words: Caption
+    prompt: Prompt
     image: Image.Image
     reading: Reading
     verdict: Verdict
 
 
 def draw_and_judge(
-    pipe: TextToImagePipeline, verifier: SceneVerifier, captions: Sequence[Caption], seed: int, batch_size: int = 32
+    pipe: TextToImagePipeline, verifier: SceneVerifier, prompts: Sequence[Prompt], seed: int, batch_size: int = 32
 ) -> list[Drawn]:
-    """Draw one picture for each caption and judge it; picture i depends on its caption, the seed and i alone."""
-    generators = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(len(captions))]
-    images = pipe([words.text for words in captions], generator=generators, batch_size=batch_size).images
+    """Draw one picture for each prompt and judge it; picture i depends on its text, the seed and i alone."""
+    generators = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(len(prompts))]
+    images = pipe([prompt.text for prompt in prompts], generator=generators, batch_size=batch_size).images
     readings = verifier.read(images)
     return [
-        Drawn(words, image, reading, judge(reading, words.said))
-        for words, image, reading in zip(captions, images, readings, strict=True)
+        Drawn(prompt, image, reading, judge(reading, prompt.asked or {}))
+        for prompt, image, reading in zip(prompts, images, readings, strict=True)
     ]
 
 

@@ -16,9 +16,11 @@ from PIL import Image
 from ar_t2i.bundles import MANIFEST, shipped_bundle, with_options
 from ar_t2i.data.images import prepare
 from ar_t2i.data.sample import MAX_FILE_BYTES
+from ar_t2i.data.scenes import draw
 from ar_t2i.data.tables import TABLE_SUFFIXES
 from ar_t2i.data.tar import IMAGE_SUFFIXES
 from ar_t2i.evaluation.prompts import Prompt
+from ar_t2i.evaluation.suites.drawing import scene_for
 from ar_t2i.hub.names import resolve
 from ar_t2i.infer import METADATA
 from ar_t2i.pipeline import TextToImagePipeline
@@ -229,6 +231,28 @@ class FolderSource:
         for _, path in found:
             assert path is not None
             yield _read_picture(path)
+
+
+class RendererSource:
+    """Draws the scene that a prompt asks for: what a model that errs nowhere would draw."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.name = seed, "renderer"
+        self.settings = {"kind": "renderer", "seed": seed}
+        self.facts = {"path": "ar_t2i.data.scenes", "model": "none: scenes are drawn by a program"}
+
+    def draw(self, prompts: Sequence[Prompt], round: int) -> Iterator[Image.Image]:
+        """See `Source.draw`; ValueError where a prompt asks for no scene."""
+        for prompt in prompts:
+            if prompt.asked is None:
+                raise ValueError(f"renderer: {prompt.id} does not say what must be seen; give a suite of scenes")
+            try:
+                scene = scene_for(prompt.asked, seed_of(self.seed, prompt, round))
+            except (KeyError, ValueError) as error:
+                raise ValueError(
+                    f"renderer: {prompt.id} is about no scene ({error}); give a suite of scenes"
+                ) from error
+            yield draw(scene)
 
 
 def squared(image: Image.Image) -> Image.Image:

@@ -8,36 +8,14 @@ import torch
 
 from ar_t2i.data.scenes import HELD_OUT, KINDS, draw, scene_at, truth
 from ar_t2i.evaluation.judge import Reading, Seen
+from ar_t2i.evaluation.prompts import Prompt
 from ar_t2i.evaluation.scene_scores import (
-    CATEGORIES,
     as_asked,
     draw_and_judge,
     fresh_scenes,
-    prompts,
     shares_of,
 )
 from ar_t2i.evaluation.statistics import Share
-
-
-def test_prompts_say_what_their_category_is_about():
-    checked = 0
-    for category in CATEGORIES:
-        chosen = prompts(category, 12, seed=5)
-        assert chosen == prompts(category, 20, seed=5)[:12] != prompts(category, 12, seed=6)
-        for words in chosen:
-            groups, relations = words.said["objects"], words.said["relations"]
-            assert all(group["color"] for group in groups)
-            pairs = [(group["color"], group["kind"]) in HELD_OUT for group in groups]
-            assert any(pairs) == (category == "held-out pair")
-            wanted = {"two of a kind": 2, "three of a kind": 3}.get(category, 1)
-            assert {group["count"] for group in groups} == {wanted}
-            assert len(groups) == (2 if category in ("two objects", "relation") else 1)
-            assert bool(relations) == (category == "relation")
-            assert words.said["place"] or category != "place"
-            checked += 1
-    assert checked == 12 * len(CATEGORIES)
-    with pytest.raises(ValueError, match="category"):
-        prompts("four objects", 1, seed=0)
 
 
 def test_fresh_scenes_are_of_the_kind_asked_for():
@@ -75,14 +53,14 @@ def test_drawn_pictures_are_judged_by_their_own_prompts():
                 for each in facts
             ]
 
-    captions = [words for _, words in scenes]
-    drawn = draw_and_judge(pipe, Eyes(), captions, seed=2, batch_size=7)  # type: ignore[arg-type]
+    prompts = [Prompt(id=str(n), text=w.text, category="all", asked=w.said) for n, (_, w) in enumerate(scenes)]
+    drawn = draw_and_judge(pipe, Eyes(), prompts, seed=2, batch_size=7)  # type: ignore[arg-type]
     assert [each.verdict.right for each in drawn] == [bool(index % 2) for index in range(20)]
-    assert [each.words for each in drawn] == captions
+    assert [each.prompt for each in drawn] == prompts
     shares = shares_of(drawn)
     assert shares["right"] == Share(10, 20)
-    assert shares["relation"].total == sum(bool(words.said["relations"]) for words in captions) > 0
-    draw_and_judge(pipe, Eyes(), captions[:3], seed=2, batch_size=7)  # type: ignore[arg-type]
+    assert shares["relation"].total == sum(bool(words.said["relations"]) for _, words in scenes) > 0
+    draw_and_judge(pipe, Eyes(), prompts[:3], seed=2, batch_size=7)  # type: ignore[arg-type]
     assert calls[1][0] == calls[0][0][:3] and len(set(calls[0][0])) == 20 and calls[0][1] == 7
 
 
