@@ -39,15 +39,29 @@ class FeatureMoments:
             raise ValueError("features that are not finite: the network or its weights are damaged")
         if not len(batch_BD):
             return
+        batch = FeatureMoments()
+        batch.count, batch.mean_D = len(batch_BD), batch_BD.mean(0)
+        around_BD = batch_BD - batch.mean_D
+        batch._scatter_DD = around_BD.T @ around_BD
+        self.join(batch)
+
+    def join(self, other: "FeatureMoments") -> None:
+        """Take in all that another has taken in.
+
+        Raises:
+            ValueError: features of another size.
+        """
+        if not other.count:
+            return
         if not self.count:
-            size = batch_BD.shape[1]
-            self.mean_D, self._scatter_DD = np.zeros(size), np.zeros((size, size))
-        mean_D = batch_BD.mean(0)
-        apart_D, count = mean_D - self.mean_D, self.count + len(batch_BD)
-        around_BD = batch_BD - mean_D
-        self._scatter_DD += around_BD.T @ around_BD
-        self._scatter_DD += np.outer(apart_D, apart_D) * (self.count * len(batch_BD) / count)
-        self.mean_D = self.mean_D + apart_D * (len(batch_BD) / count)
+            self.count, self.mean_D, self._scatter_DD = other.count, other.mean_D, other._scatter_DD.copy()
+            return
+        if len(self.mean_D) != len(other.mean_D):
+            raise ValueError(f"features of {len(self.mean_D)} and {len(other.mean_D)} numbers: expected one network's")
+        apart_D, count = other.mean_D - self.mean_D, self.count + other.count
+        self._scatter_DD += other._scatter_DD
+        self._scatter_DD += np.outer(apart_D, apart_D) * (self.count * other.count / count)
+        self.mean_D = self.mean_D + apart_D * (other.count / count)
         self.count = count
 
     @property

@@ -6,32 +6,15 @@ resizing; the weights are the file that it and pytorch-fid share.
 
 import hashlib
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-INCEPTION = "inception-v3-compat"
+from ar_t2i.evaluation.extractors import INCEPTION, FeatureExtractor
+
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 """Name of the file of weights; it ends in the first eight digits of the file's sha256."""
 HOW_TO = f"pip install 'ar_t2i[rfid]', then --inception-weights {WEIGHTS} (from its releases)"
-
-
-@dataclass(frozen=True)
-class FeatureExtractor:
-    """A network that turns pictures into features."""
-
-    name: str
-    """What tells it from others; under the name `INCEPTION` the Frechet distance is called FID."""
-    features: Callable[[Tensor], Tensor]
-    """(B, 3, H, W) uint8 RGB to (B, D) float."""
-
-    @property
-    def metric(self) -> str:
-        """Name of the Frechet distance between reconstructions and originals with this network's features."""
-        return "rfid" if self.name == INCEPTION else f"frechet_{self.name}"
 
 
 def load_inception(weights: str | Path, device: torch.device) -> FeatureExtractor:

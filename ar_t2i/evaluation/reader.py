@@ -111,14 +111,24 @@ class SceneReader(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> ReaderOutput:
         """Read pictures (B, 3, H, W), float in [0, 1]."""
-        fine_BCGG = self.fine(self.stem(self.fold(pixels_B3HW * 2 - 1)))
-        wide_BCgg = self.wide(fine_BCGG)
-        lifted_BCGG = F.interpolate(self.lift(wide_BCgg), scale_factor=2.0, mode="nearest")
-        cells_BCGG = self.cells(self.join(fine_BCGG + lifted_BCGG)).float()
+        joined_BCGG, wide_BCgg = self._maps(pixels_B3HW)
+        cells_BCGG = self.cells(joined_BCGG).float()
         kinds, colors = len(self.config.kinds), len(self.config.colors) + 1
         heat_BKGG, color_BLGG, sides_B4GG = cells_BCGG.split((kinds, colors, 4), dim=1)
         place_BP = self.place(wide_BCgg.mean((2, 3))).float()
         return ReaderOutput(heat_BKGG, color_BLGG, sides_B4GG * SIDE_SCALE, place_BP)
+
+    def pooled(self, pixels_B3HW: Tensor) -> Tensor:
+        """(B, 2 wide_width): the means over the picture of what objects and what the place are told from."""
+        joined_BCGG, wide_BCgg = self._maps(pixels_B3HW)
+        return torch.cat((joined_BCGG.mean((2, 3)), wide_BCgg.mean((2, 3))), 1)
+
+    def _maps(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Features at 1/8 and at 1/16 of the image size."""
+        fine_BCGG = self.fine(self.stem(self.fold(pixels_B3HW * 2 - 1)))
+        wide_BCgg = self.wide(fine_BCGG)
+        lifted_BCGG = F.interpolate(self.lift(wide_BCgg), scale_factor=2.0, mode="nearest")
+        return self.join(fine_BCGG + lifted_BCGG), wide_BCgg
 
 
 class _Residual(nn.Module):

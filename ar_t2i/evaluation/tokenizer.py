@@ -25,8 +25,9 @@ from ar_t2i.data import scenes
 from ar_t2i.data.pictures import SCENES, check_scenes_size, decoded, shrunk
 from ar_t2i.data.shards import expand_sources
 from ar_t2i.device import keep_freed_memory, pick_device
+from ar_t2i.evaluation.extractors import FeatureExtractor
 from ar_t2i.evaluation.frechet import FeatureMoments, frechet_distance
-from ar_t2i.evaluation.inception import HOW_TO, FeatureExtractor, load_inception
+from ar_t2i.evaluation.inception import HOW_TO, load_inception
 from ar_t2i.hub.names import resolve
 from ar_t2i.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from ar_t2i.likeness import MOST_PSNR, Spread, psnr, ssim
@@ -114,7 +115,7 @@ class Comparison:
         if self.perceptual is not None:
             found[self.perceptual.name] = self.distance / self.psnr.count
         if self.extractor is not None:
-            found[self.extractor.metric] = frechet_distance(self.before, self.after)
+            found[self.extractor.reconstruction_metric] = frechet_distance(self.before, self.after)
         used = {"codes_used": usage["codes_used"], "codes_used_share": usage["codes_used"] / self.codebook_size}
         return {**found, **used, "perplexity": usage["perplexity"], "codes": self.codes}
 
@@ -183,7 +184,7 @@ def _networks(
         missing["lpips"] = f"give --perceptual {LPIPS}"
     if extractor is None and config.inception_weights:
         extractor = load_inception(config.inception_weights, device)
-    if extractor is None or extractor.metric != "rfid":
+    if extractor is None or extractor.reconstruction_metric != "rfid":
         missing["rfid"] = HOW_TO
     return perceptual, extractor, missing
 

@@ -89,3 +89,28 @@ def test_wrong_features_are_refused():
         started.add(torch.zeros(5, 4))
     with pytest.raises(ValueError, match="not finite"):
         started.add(torch.full((1, 3), float("nan")))
+
+
+def test_agreement_with_the_matrix_root():
+    """The trace of the root itself, as the first code of FID has it; where the covariances have one."""
+    linalg = pytest.importorskip("scipy.linalg")
+    rng = np.random.default_rng(5)
+    for count in (200, 40):
+        first, second = rng.normal(size=(count, 30)), rng.normal(0.2, 1.1, size=(count + 20, 30))
+        one, two = np.cov(first.T), np.cov(second.T)
+        root = linalg.sqrtm(one @ two)
+        expected = np.square(first.mean(0) - second.mean(0)).sum() + np.trace(one + two - 2 * root.real)
+        assert frechet_distance(moments(first), moments(second)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_joined_moments_are_those_of_all():
+    features = np.random.default_rng(6).normal(size=(90, 5))
+    found, empty = moments(features[:20]), FeatureMoments()
+    for other in (empty, moments(features[20:])):
+        found.join(other)
+    empty.join(found)
+    for joined in (found, empty):
+        assert joined.count == 90
+        np.testing.assert_allclose(joined.covariance_DD, np.cov(features.T), rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="one network's"):
+        found.join(moments(features[:, :3]))

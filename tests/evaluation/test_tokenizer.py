@@ -14,8 +14,9 @@ from ar_t2i.bundles import shipped_bundle
 from ar_t2i.cli import main
 from ar_t2i.data import scenes
 from ar_t2i.evaluation import inception
+from ar_t2i.evaluation.extractors import INCEPTION, FeatureExtractor
 from ar_t2i.evaluation.frechet import FeatureMoments, frechet_distance
-from ar_t2i.evaluation.inception import FeatureExtractor, load_inception
+from ar_t2i.evaluation.inception import load_inception
 from ar_t2i.evaluation.tokenizer import Comparison, TokenizerEvaluationConfig, evaluate_tokenizer
 from ar_t2i.image_tokenizer import load_image_tokenizer
 from ar_t2i.likeness import psnr, ssim
@@ -189,7 +190,7 @@ def test_the_shipped_tokenizer_on_scenes(tmp_path):
 class FakeInception(torch.nn.Module):
     def __init__(self, name, features_list, feature_extractor_weights_path):
         super().__init__()
-        assert name == inception.INCEPTION and features_list == ["2048"]
+        assert name == INCEPTION and features_list == ["2048"]
         self.weight = torch.nn.Parameter(torch.load(feature_extractor_weights_path)["weight"])
 
     def forward(self, pictures):
