@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,14 +14,21 @@ import torch
 
 import ar_t2i
 from ar_t2i.bundles import VERIFIER, shipped_bundle
+from ar_t2i.data.pictures import SCENES
+from ar_t2i.data.shards import expand_sources
 from ar_t2i.device import keep_freed_memory, pick_device
-from ar_t2i.evaluation.harness import Scorer, by_detector, run_suite, weights_fingerprint
+from ar_t2i.evaluation.alignment import CLIP, ClipScorer
+from ar_t2i.evaluation.detectors import OWLV2, OpenVocabularyDetector
+from ar_t2i.evaluation.extractors import load_extractor
+from ar_t2i.evaluation.harness import Scorer, by_clip, by_detector, run_suite, weights_fingerprint
 from ar_t2i.evaluation.prompts import Prompt, read_prompts
+from ar_t2i.evaluation.reference import CC3M, DISTRIBUTION, Measures, run_reference
 from ar_t2i.evaluation.report import SCHEMA, summary, write_report
 from ar_t2i.evaluation.scenes import SceneVerifier
 from ar_t2i.evaluation.sources import CROP, BundleSource, DiffusersSource, FolderSource, RendererSource, Source
 from ar_t2i.evaluation.suites import Suite
 from ar_t2i.evaluation.suites.catalogue import find_suite
+from ar_t2i.evaluation.suites.coco import COCO_CATEGORIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +45,10 @@ class EvaluateConfig:
     """In place of a bundle, the program that draws scenes: what a model that errs nowhere would score."""
     suite: tuple[str, ...] = ("scenes/basic",)
     """Suites: basic, multigen, optigen, binding, geneval and spatial of scenes/, all but the first also of photos/;
-    photos/parti:FILE."""
-    count: int = 25
-    """Prompts of each category."""
+    photos/parti:FILE; distribution and cc3m, which compare with reference pictures."""
+    count: int | None = None
+    """Prompts of each category (default: 25); of distribution and cc3m, pictures, 0 for all that files hold (default:
+    1000, and all)."""
     prompts: str = ""
     """File of prompts, a prompts.jsonl that was kept, in place of those that the suite makes."""
     rounds: int = 1
@@ -61,6 +69,16 @@ class EvaluateConfig:
     """Image tokenizer, a folder or Hub id, for a checkpoint that has none of its own (default: the bundle's)."""
     verifier: str = ""
     """Folder of the scene verifier that reads scenes (default: the shipped one)."""
+    detector: str = OWLV2
+    """OWLv2 that reads photos, a folder or Hub id."""
+    clip: str = ""
+    """CLIP that scores photos/parti and captions of references, and says colours in photos, a folder or Hub id."""
+    reference: tuple[str, ...] = SCENES
+    """True pictures with captions for distribution and cc3m: scenes, or tars, folders and tables as for preprocess."""
+    extractor: str = ""
+    """Network that compares sets: scenes, inception or dinov2 (default: scenes for scenes, else inception)."""
+    extractor_weights: str = ""
+    """Its file or folder of weights, where it does not come with the package."""
     out: str
     """Folder for report.json, report.md and report.html, and a folder of pictures and results for each suite."""
     device: str = "auto"
@@ -76,14 +94,21 @@ class EvaluateConfig:
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given: expected one of them")
         for name in ("count", "rounds", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+            least = 0 if name == "count" and set(self.suite) <= {DISTRIBUTION, CC3M} else 1
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
         if not self.suite or len(set(self.suite)) != len(self.suite):
             raise ValueError(f"suite={' '.join(self.suite)!r}: expected at least one suite, each once")
         if self.prompts and len(self.suite) > 1:
             raise ValueError(f"prompts={self.prompts!r} with {len(self.suite)} suites: expected one suite")
+        if CC3M in self.suite and (self.reference == SCENES or not self.clip):
+            raise ValueError(
+                "suite=cc3m needs --reference with CC3M's validation tars, --clip and --extractor-weights"
+            )
+        if DISTRIBUTION in self.suite and self.reference == SCENES and self.count == 0:
+            raise ValueError("count=0 with reference=scenes: they have no end, so expected a number")
         bundle_only = ("temperature", "top_k", "top_p", "image_tokenizer")
         for kind, foreign in (
             ("images", ("guidance_scale", "num_inference_steps", *bundle_only)),
@@ -107,25 +132,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             something that a suite wants and that is not there.
     """
     keep_freed_memory()
-    suites = [find_suite(name) for name in config.suite]
     device = pick_device(config.device)
-    prompts = [_prompts(config, suite) for suite in suites]
-    scorers = [_scorer(config, suite, device) for suite in suites]
+    runs = [_prepared(name, config, device) for name in config.suite]
     source = _source(config, device)
     out = _make_folder(config.out)
-    parts = [
-        run_suite(
-            suite,
-            asked,
-            source,
-            scorer,
-            out,
-            rounds=config.rounds,
-            seed=config.seed,
-            batch_size=config.batch_size,
-        )
-        for suite, asked, scorer in zip(suites, prompts, scorers, strict=True)
-    ]
+    parts = [run(source, out) for run in runs]
     report = {
         "schema": SCHEMA,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -178,9 +189,47 @@ def commit() -> str | None:
     return said[0] + ("+" if said[1] else "")
 
 
+Run = Callable[[Source, Path], dict[str, Any]]
+"""A suite with its prompts and networks at hand: from a source and the run's folder to its part of the report."""
+
+
+def _prepared(name: str, config: EvaluateConfig, device: torch.device) -> Run:
+    if name in (DISTRIBUTION, CC3M):
+        return _prepared_reference(name, config, device)
+    suite = find_suite(name)
+    prompts, scorer = _prompts(config, suite), _scorer(config, suite, device)
+
+    def run(source: Source, out: Path) -> dict[str, Any]:
+        settings = {"rounds": config.rounds, "seed": config.seed, "batch_size": config.batch_size}
+        return run_suite(suite, prompts, source, scorer, out, **settings)
+
+    return run
+
+
+def _prepared_reference(name: str, config: EvaluateConfig, device: torch.device) -> Run:
+    scenes = config.reference == SCENES
+    if not scenes:
+        expand_sources(config.reference)
+    extractor = load_extractor(
+        "inception" if name == CC3M else config.extractor or ("scenes" if scenes else "inception"),
+        config.extractor_weights,
+        device,
+    )
+    clip = ClipScorer.from_pretrained(config.clip, device) if config.clip else None
+    count = config.count if config.count is not None else (0 if name == CC3M else 1000)
+
+    def run(source: Source, out: Path) -> dict[str, Any]:
+        painter = source.pipeline.image_tokenizer if isinstance(source, BundleSource) else None
+        measures = Measures(extractor=extractor, clip=clip, image_tokenizer=painter)
+        settings = {"count": count, "seed": config.seed, "batch_size": config.batch_size}
+        return run_reference(name, config.reference, source, measures, out, **settings)
+
+    return run
+
+
 def _prompts(config: EvaluateConfig, suite: Suite) -> Sequence[Prompt]:
     if not config.prompts:
-        return suite.prompts(config.count, config.seed)
+        return suite.prompts(config.count or 25, config.seed)
     prompts = read_prompts(config.prompts)
     bare = next((prompt.id for prompt in prompts if prompt.asked is None), None)
     if suite.scored_by == "detector" and bare is not None:
@@ -192,14 +241,21 @@ def _prompts(config: EvaluateConfig, suite: Suite) -> Sequence[Prompt]:
 
 
 def _scorer(config: EvaluateConfig, suite: Suite, device: torch.device) -> Scorer:
+    if suite.scored_by == "clip":
+        if not config.clip:
+            raise ValueError(f"suite={suite.name} is scored by CLIP: give --clip with the folder of {CLIP}")
+        return by_clip(ClipScorer.from_pretrained(config.clip, device))
+    if suite.domain == "photos":
+        clip = config.clip or None
+        detector = OpenVocabularyDetector.from_pretrained(list(COCO_CATEGORIES), config.detector, clip).to(device)
+        facts = {"name": "OWLv2", "weights": config.detector, "colours": clip, "threshold": detector.threshold}
+        return by_detector(suite, detector, facts)
     folder = Path(config.verifier) if config.verifier else shipped_bundle() / VERIFIER
     verifier = SceneVerifier.from_pretrained(folder).to(device)
-    facts = {
-        "name": "scene verifier",
-        "weights": weights_fingerprint(folder),
-        "threshold": verifier.config.threshold,
-    }
-    return by_detector(suite, verifier, facts)
+    weights = weights_fingerprint(folder)
+    return by_detector(
+        suite, verifier, {"name": "scene verifier", "weights": weights, "threshold": verifier.config.threshold}
+    )
 
 
 def _source(config: EvaluateConfig, device: torch.device) -> Source:

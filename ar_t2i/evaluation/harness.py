@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ar_t2i import __version__
+from ar_t2i.evaluation.alignment import ClipScorer
 from ar_t2i.evaluation.judge import Reading
 from ar_t2i.evaluation.pictures import check_ids, draw_missing, fingerprint, picture_name
 from ar_t2i.evaluation.prompts import Prompt, write_prompts
@@ -55,6 +56,16 @@ def by_detector(suite: Suite, detector: Detector, facts: dict[str, Any]) -> Scor
     return Scorer(facts=facts, score=score)
 
 
+def by_clip(clip: ClipScorer) -> Scorer:
+    """The cosine of picture and prompt."""
+
+    def score(prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> list[tuple[Scores, Reading | None]]:
+        cosines = clip.score(images, [prompt.text for prompt in prompts])
+        return [({"clip": cosine}, None) for cosine in cosines]
+
+    return Scorer(facts={"name": "CLIP", "weights": clip.name}, score=score)
+
+
 def run_suite(
     suite: Suite,
     prompts: Sequence[Prompt],
@@ -89,15 +100,7 @@ def run_suite(
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     write_prompts(folder / PROMPTS, prompts)
-    drawn = 0
-    with tqdm(total=len(prompts) * rounds, desc=f"{suite.name}: draw", unit="picture", disable=None) as bar:
-        for round in range(rounds):
-            new = 0
-            for _ in draw_missing(source, prompts, round, folder):
-                new += 1
-                bar.update()
-            bar.update(len(prompts) - new)
-            drawn += new
+    drawn = draw_all(suite.name, source, prompts, rounds, folder)
     drawing = time.perf_counter() - started
     results = _scored(suite, prompts, scorer, folder, rounds, seed, batch_size)
     return {
@@ -122,6 +125,20 @@ def run_suite(
         "seconds_drawing": round_to(drawing),
         "seconds_scoring": round_to(time.perf_counter() - started - drawing),
     }
+
+
+def draw_all(name: str, source: Source, prompts: Sequence[Prompt], rounds: int, folder: Path) -> int:
+    """Draw what is missing of all rounds; returns how many pictures that were."""
+    drawn = 0
+    with tqdm(total=len(prompts) * rounds, desc=f"{name}: draw", unit="picture", disable=None) as bar:
+        for round in range(rounds):
+            new = 0
+            for _ in draw_missing(source, prompts, round, folder):
+                new += 1
+                bar.update()
+            bar.update(len(prompts) - new)
+            drawn += new
+    return drawn
 
 
 def suite_folder(name: str) -> str:
@@ -162,7 +179,7 @@ def _scored(
     with tqdm(total=len(wanted), desc=f"{suite.name}: score", unit="picture", disable=None) as bar:
         for start in range(0, len(wanted), batch_size):
             part = wanted[start : start + batch_size]
-            images = [_opened(folder / picture_name(prompt, round)) for prompt, round, _, _ in part]
+            images = [opened(folder / picture_name(prompt, round)) for prompt, round, _, _ in part]
             scored = scorer.score([prompt for prompt, *_ in part], images)
             new = [
                 Result(
@@ -188,7 +205,8 @@ def _scored(
     return results
 
 
-def _opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Image.Image:
+    """A picture of a run, RGB."""
     with Image.open(path) as image:
         return image.convert("RGB")
 
