@@ -154,7 +154,8 @@ def shared_results(suite: str, evaluations: Sequence[Evaluation]) -> list[list[R
 def _check_protocol(suite: str, first: Evaluation, second: Evaluation) -> None:
     one, other = _flat(first.part(suite)["protocol"]), _flat(second.part(suite)["protocol"])
     for field in dict.fromkeys([*one, *other]):
-        if field not in ("prompts", "rounds") and one.get(field) != other.get(field):
+        loose = () if first.part(suite).get("kind") == "distribution" else ("prompts", "rounds")
+        if field not in loose and one.get(field) != other.get(field):
             raise ValueError(
                 f"{suite}: protocol differs in {field}: {first.name} has {one.get(field)!r}, {second.name} has "
                 f"{other.get(field)!r}; their figures cannot be compared, run one of them again"
@@ -179,6 +180,12 @@ def _compared(suite: str, evaluations: Sequence[Evaluation], seed: int) -> dict[
         "prompts": len({result.id for result in shared[0]}),
         "pictures": len(shared[0]),
         "left_out": [each.part(suite)["pictures"] - len(shared[0]) for each in evaluations],
+        "rows": [
+            {**row, "name": f"{each.name}: {row['name']}"}
+            for each in evaluations
+            for row in each.part(suite).get("rows", [])
+            if row["what"] != "real" or each is evaluations[0]
+        ],
         "figures": figures,
         "differences": [
             {metric: _difference(shared[0], results, metric, seed) for metric in figures[0]} for results in shared[1:]

@@ -7,6 +7,7 @@ from typing import Any
 
 from ar_t2i.evaluation.report.html import html
 from ar_t2i.evaluation.report.markdown import markdown
+from ar_t2i.evaluation.report.sets import sets_lines
 from ar_t2i.evaluation.report.words import spoken
 from ar_t2i.untrusted import printable, read_json
 
@@ -50,6 +51,9 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     lines = [f"{printable(report['source']['name'])}, seed {report['seed']}"]
     for part in report["suites"]:
         lines.append(f"{part['suite']}: {part['prompts']:,} prompts, {part['pictures']:,} pictures")
+        if part.get("kind") == "distribution":
+            lines += [f"  {line}" for line in sets_lines(part)]
+            continue
         rows = {**part["categories"], "all": part["figures"]}
         for name, figures in rows.items():
             figure = figures.get(part["headline"])

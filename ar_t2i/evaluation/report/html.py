@@ -8,6 +8,7 @@ from typing import Any
 from ar_t2i.data.scenes import COLORS
 from ar_t2i.evaluation.report.page import cell, chips, facts_table, page, picture_uri, table
 from ar_t2i.evaluation.report.plots import bar, interval_plot
+from ar_t2i.evaluation.report.sets import sets_card, sets_section
 from ar_t2i.evaluation.report.words import interval, percent, reading_words, source_facts
 from ar_t2i.evaluation.sources import SIZE
 
@@ -25,7 +26,10 @@ def html(report: Mapping[str, Any], out: Path) -> str:
     body = [
         head("Evaluation", name, _chips(report)),
         '<div class="cards">' + "".join(_card(part) for part in report["suites"]) + "</div>",
-        *(_section(part, out) for part in report["suites"]),
+        *(
+            sets_section(part, out, _anchor(part)) if part.get("kind") == "distribution" else _section(part, out)
+            for part in report["suites"]
+        ),
         "<h2>What the figures hang on</h2>",
         facts_table(source_facts(report)),
         "<footer>Bars, whiskers and small print are 95 % intervals: Wilson's for shares of single pictures, else "
@@ -85,6 +89,8 @@ def _chips(report: Mapping[str, Any]) -> list[str]:
 def _card(part: Mapping[str, Any]) -> str:
     figure = part["figures"].get(part["headline"])
     title = f'<div class="soft">{escape(part["suite"])}</div>'
+    if part.get("kind") == "distribution":
+        return f'<a class="card" href="#{_anchor(part)}">{title}{sets_card(part)}</a>'
     if figure is None:
         return f'<a class="card" href="#{_anchor(part)}">{title}<div class="big">–</div></a>'
     return (

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ar_t2i.evaluation.report.sets import sets_lines
 from ar_t2i.evaluation.report.words import source_facts, spoken
 
 
@@ -10,14 +11,15 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The whole report, without pictures."""
     lines = [f"# Evaluation of {report['source']['name']}", ""]
     lines += ["| suite | metric | value (95 % interval) | prompts | pictures |", "|---|---|---|---|---|"]
-    for part in report["suites"]:
+    for part in (part for part in report["suites"] if part.get("kind") != "distribution"):
         headline = part["figures"].get(part["headline"])
         value = spoken(headline) if headline else "not asked"
         lines.append(
             f"| {part['suite']} | {part['headline']} | {value} | {part['prompts']:,} | {part['pictures']:,} |"
         )
     for part in report["suites"]:
-        lines += ["", f"## {part['suite']}", "", part["about"], "", *_categories(part)]
+        lines += ["", f"## {part['suite']}", "", part["about"], ""]
+        lines += sets_lines(part) if part.get("kind") == "distribution" else _categories(part)
         scored = ", ".join(f"{name} {value}" for name, value in part["protocol"]["scored_by"].items())
         lines += ["", f"Prompts {part['protocol']['prompts']}; scored by {scored}."]
     lines += ["", "## What the figures hang on", "", "| | |", "|---|---|"]

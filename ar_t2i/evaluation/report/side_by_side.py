@@ -8,6 +8,7 @@ from typing import Any
 from ar_t2i.evaluation.report.html import figure_cell, head, read_line, shot
 from ar_t2i.evaluation.report.page import cell, facts_table, page, table
 from ar_t2i.evaluation.report.plots import interval_plot
+from ar_t2i.evaluation.report.sets import sets_lines, sets_table
 from ar_t2i.evaluation.report.words import spoken
 
 _SHOWN = 208
@@ -35,6 +36,9 @@ def side_by_side_text(comparison: Mapping[str, Any]) -> str:
         lines += [f"## {part['suite']}", "", f"{part['prompts']:,} prompts, {part['pictures']:,} pictures of each", ""]
         lines.append("| metric | " + " | ".join([*names, *(f"{name} - {names[0]}" for name in names[1:])]) + " |")
         lines.append("|---" * (2 * len(names)) + "|")
+        if part["rows"]:
+            lines[-2:] = sets_lines({**part, "published": None})
+            continue
         for metric in part["figures"][0]:
             values = [spoken(figures[metric]) if metric in figures else "–" for figures in part["figures"]]
             apart = [_signed(differences.get(metric)) for differences in part["differences"]]
@@ -45,6 +49,8 @@ def side_by_side_text(comparison: Mapping[str, Any]) -> str:
 
 def _section(part: Mapping[str, Any], names: Sequence[str]) -> str:
     headline = part["headline"]
+    if part["rows"]:
+        return f'<h2>{escape(part["suite"])}</h2><p class="soft">{escape(part["about"])}</p>{sets_table(part)}'
     rows = {
         name: [categories.get(name, {}).get(headline) for categories in part["categories"]]
         for name in part["categories"][0]
