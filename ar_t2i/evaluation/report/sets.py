@@ -20,11 +20,7 @@ def sets_section(part: Mapping[str, Any], out: Path, anchor: str) -> str:
     ]
     if part["published"]:
         parts += [f'<h3>Beside papers</h3><p class="soft">{escape(part["published"]["source"])}</p>', _beside(part)]
-    shots = "".join(
-        f'<figure class="shot"><div class="frame"><img src="{picture_uri(out / part["folder"] / each["picture"], _SHOWN)}"'
-        f' alt="{escape(each["text"])}"></div><figcaption><q>{escape(each["text"])}</q></figcaption></figure>'
-        for each in part["examples"]["some"]
-    )
+    shots = "".join(_shot(each, out / part["folder"]) for each in part["examples"]["some"])
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in part["dropped"].items()) or "none"
     return "\n".join(
         [
@@ -80,6 +76,14 @@ def metrics_of(part: Mapping[str, Any]) -> list[str]:
     """The figures that any row has, in order."""
     named = [name for row in part["rows"] for name in (*row["figures"], *(["clip"] if "clip" in row else []))]
     return list(dict.fromkeys(named))
+
+
+def _shot(each: Mapping[str, Any], folder: Path) -> str:
+    text, uri = escape(each["text"]), picture_uri(folder / each["picture"], _SHOWN)
+    return (
+        f'<figure class="shot"><div class="frame"><img src="{uri}" alt="{text}"></div>'
+        f"<figcaption><q>{text}</q></figcaption></figure>"
+    )
 
 
 def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
