@@ -13,7 +13,7 @@ from ar_t2i.evaluation.harness import PROMPTS
 from ar_t2i.evaluation.prompts import read_prompts
 from ar_t2i.evaluation.report import read_report
 from ar_t2i.evaluation.report.side_by_side import side_by_side, side_by_side_text
-from ar_t2i.evaluation.results import RESULTS, Result, by_category, figures_of, read_results
+from ar_t2i.evaluation.results import RESULTS, Result, by_category, figures_of, read_results, scale_of
 from ar_t2i.evaluation.statistics import paired_interval
 
 MOST_SHOWN = 18
@@ -206,7 +206,7 @@ def _difference(first: Sequence[Result], other: Sequence[Result], metric: str, s
         return None
     means = np.array([np.mean(values, axis=0) for values in pairs.values()])
     found = paired_interval(means[:, 1], means[:, 0], seed)
-    return {"value": found.value, "low": found.low, "high": found.high, "count": len(pairs)}
+    return {"value": found.value, "low": found.low, "high": found.high, "count": len(pairs), "scale": scale_of(metric)}
 
 
 def _most_apart(

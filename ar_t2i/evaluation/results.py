@@ -14,8 +14,8 @@ from ar_t2i.evaluation.statistics import Share, mean_interval
 
 RESULTS = "results.jsonl"
 Figure = dict[str, Any]
-"""value, low, high (95 %), count (prompts), interval (how it was made); deviation, over the rounds, where they are
-several."""
+"""value, low, high (95 %), count (prompts), interval (how it was made), scale; deviation, over the rounds, where they
+are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def figures_of(results: Sequence[Result], seed: int = 0) -> dict[str, Figure]:
                 by_prompt[result.id].append(score)
                 by_round[result.round].append(score)
         if by_prompt:
-            figures[metric] = _figure(by_prompt, by_round, seed)
+            figures[metric] = {**_figure(by_prompt, by_round, seed), "scale": scale_of(metric)}
     return figures
 
 
@@ -113,6 +113,11 @@ def _figure(by_prompt: Mapping[str, list[float]], by_round: Mapping[int, list[fl
     if len(by_round) > 1:
         figure["deviation"] = float(np.std([np.mean(scores) for scores in by_round.values()], ddof=1))
     return figure
+
+
+def scale_of(metric: str) -> str:
+    """How a metric is told: "share", 0 to 1, or "cosine"."""
+    return "cosine" if metric == "clip" else "share"
 
 
 def by_category(results: Sequence[Result], seed: int = 0) -> dict[str, dict[str, Figure]]:

@@ -9,7 +9,7 @@ from ar_t2i.data.scenes import COLORS
 from ar_t2i.evaluation.report.page import cell, chips, facts_table, page, picture_uri, table
 from ar_t2i.evaluation.report.plots import bar, interval_plot
 from ar_t2i.evaluation.report.sets import sets_card, sets_section
-from ar_t2i.evaluation.report.words import interval, percent, reading_words, source_facts
+from ar_t2i.evaluation.report.words import interval, number, reading_words, source_facts, unit
 from ar_t2i.evaluation.sources import SIZE
 
 _SHOWN = 192
@@ -94,8 +94,8 @@ def _card(part: Mapping[str, Any]) -> str:
     if figure is None:
         return f'<a class="card" href="#{_anchor(part)}">{title}<div class="big">–</div></a>'
     return (
-        f'<a class="card" href="#{_anchor(part)}">{title}<div class="big">{100 * figure["value"]:.1f}'
-        f'<span class="unit"> % {escape(part["headline"])}</span></div>{bar(figure)}'
+        f'<a class="card" href="#{_anchor(part)}">{title}<div class="big">{number(figure)}'
+        f'<span class="unit">{unit(figure)} {escape(part["headline"])}</span></div>{bar(figure)}'
         f'<div class="soft">{interval(figure)} · {part["pictures"]:,} pictures</div></a>'
     )
 
@@ -109,7 +109,7 @@ def _section(part: Mapping[str, Any], out: Path) -> str:
         f'<p class="soft">{escape(part["about"])}</p>',
         f"<h3>{escape(headline.capitalize())}, by category</h3>",
         interval_plot({**rows, "all": [part["figures"].get(headline)]}),
-        "<h3>All metrics, %</h3>",
+        "<h3>All metrics, shares in %</h3>",
         _table(part),
     ]
     for kind, title in (("right", "Right"), ("wrong", "Wrong")):
@@ -138,8 +138,8 @@ def figure_cell(figure: Mapping[str, Any] | None, strong: bool = False) -> str:
     """A share with its interval in small print."""
     if figure is None:
         return cell("–", -1)
-    small = interval(figure) + (f" ± {100 * figure['deviation']:.1f}" if "deviation" in figure else "")
-    return cell(percent(figure["value"]).removesuffix(" %"), figure["value"], small, "head" if strong else "")
+    small = interval(figure) + (f" ± {number(figure, 'deviation')}" if "deviation" in figure else "")
+    return cell(number(figure), figure["value"], small, "head" if strong else "")
 
 
 def _figure(result: Mapping[str, Any], folder: Path, part: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from ar_t2i.evaluation.report.html import figure_cell, head, read_line, shot
 from ar_t2i.evaluation.report.page import cell, facts_table, page, table
 from ar_t2i.evaluation.report.plots import interval_plot
 from ar_t2i.evaluation.report.sets import sets_lines, sets_table
-from ar_t2i.evaluation.report.words import spoken
+from ar_t2i.evaluation.report.words import interval, number, spoken
 
 _SHOWN = 208
 
@@ -62,7 +62,7 @@ def _section(part: Mapping[str, Any], names: Sequence[str]) -> str:
         "each model.</p>",
         f"<h3>{escape(headline.capitalize())}, by category</h3>",
         interval_plot({**rows, "all": whole}, names),
-        "<h3>All metrics, %</h3>",
+        "<h3>All metrics, shares in %</h3>",
         table(
             ["metric", *names, *(f"{name} − {names[0]}" for name in names[1:])],
             [_row(metric, part) for metric in part["figures"][0]],
@@ -84,8 +84,7 @@ def _row(metric: str, part: Mapping[str, Any]) -> list[str]:
             apart.append(cell("–", -9))
             continue
         kind = "yes" if found["low"] > 0 else "no" if found["high"] < 0 else ""
-        small = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
-        apart.append(cell(f"{100 * found['value']:+.1f}", found["value"], small, kind))
+        apart.append(cell(number(found, sign="+"), found["value"], interval(found, "+"), kind))
     return [cell(metric), *values, *apart]
 
 
@@ -119,4 +118,4 @@ def _model(model: Mapping[str, Any]) -> str:
 def _signed(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return "–"
-    return f"{100 * found['value']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
+    return f"{number(found, sign='+')} ({interval(found, '+')})"

@@ -4,20 +4,26 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def percent(value: float) -> str:
-    """A share, 0 to 1: "97.5 %"."""
-    return f"{100 * value:.1f} %"
+def number(figure: Mapping[str, Any], which: str = "value", sign: str = "") -> str:
+    """A figure's value, low, high or deviation: of a share "97.5", of a cosine "0.262"."""
+    value = figure[which]
+    return f"{value:{sign}.3f}" if figure["scale"] == "cosine" else f"{100 * value:{sign}.1f}"
 
 
-def interval(figure: Mapping[str, Any]) -> str:
-    """The interval of a share: "94.1 to 99.0"."""
-    return f"{100 * figure['low']:.1f} to {100 * figure['high']:.1f}"
+def unit(figure: Mapping[str, Any]) -> str:
+    """What stands behind the number."""
+    return "" if figure["scale"] == "cosine" else " %"
+
+
+def interval(figure: Mapping[str, Any], sign: str = "") -> str:
+    """The interval of a figure: "94.1 to 99.0"."""
+    return f"{number(figure, 'low', sign)} to {number(figure, 'high', sign)}"
 
 
 def spoken(figure: Mapping[str, Any]) -> str:
-    """A share with its interval and, over several rounds, its deviation."""
-    over = f", ± {100 * figure['deviation']:.1f} over rounds" if "deviation" in figure else ""
-    return f"{percent(figure['value'])} ({interval(figure)}{over})"
+    """A figure with its interval and, over several rounds, its deviation."""
+    over = f", ± {number(figure, 'deviation')} over rounds" if "deviation" in figure else ""
+    return f"{number(figure)}{unit(figure)} ({interval(figure)}{over})"
 
 
 def reading_words(reading: Mapping[str, Any] | None) -> str:
