@@ -103,7 +103,7 @@ def test_a_set_is_at_no_distance_from_itself():
     figures = found["figures"]
     assert abs(figures["frechet_fake"]["value"]) < 1e-6 and figures["frechet_fake"]["high"] < 1e-6
     assert (figures["precision"], figures["recall"], figures["coverage"]) == (1, 1, 1)
-    assert figures["kernel_fake"] == pytest.approx(0, abs=0.05) and not found["warnings"]
+    assert figures["kernel_fake"] < 0.05 and not found["warnings"]
 
 
 def test_few_pictures_are_said():
