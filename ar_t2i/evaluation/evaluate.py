@@ -1,18 +1,13 @@
 """The verb `evaluate`: a model's pictures, or pictures that are there, through suites, to a report."""
 
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-import ar_t2i
 from ar_t2i.bundles import VERIFIER, shipped_bundle
 from ar_t2i.data.pictures import SCENES
 from ar_t2i.data.shards import expand_sources
@@ -22,6 +17,7 @@ from ar_t2i.evaluation.detectors import OWLV2, OpenVocabularyDetector
 from ar_t2i.evaluation.extractors import load_extractor
 from ar_t2i.evaluation.harness import Scorer, by_clip, by_detector, run_suite, weights_fingerprint
 from ar_t2i.evaluation.prompts import Prompt, read_prompts
+from ar_t2i.evaluation.provenance import commit, versions
 from ar_t2i.evaluation.reference import CC3M, DISTRIBUTION, Measures, run_reference
 from ar_t2i.evaluation.report import SCHEMA, summary, write_report
 from ar_t2i.evaluation.scenes import SceneVerifier
@@ -103,6 +99,8 @@ class EvaluateConfig:
             raise ValueError(f"suite={' '.join(self.suite)!r}: expected at least one suite, each once")
         if self.prompts and len(self.suite) > 1:
             raise ValueError(f"prompts={self.prompts!r} with {len(self.suite)} suites: expected one suite")
+        if self.prompts and {DISTRIBUTION, CC3M} & set(self.suite):
+            raise ValueError(f"prompts={self.prompts!r} with {self.suite[0]}: its captions are those of --reference")
         if CC3M in self.suite and (self.reference == SCENES or not self.clip):
             raise ValueError(
                 "suite=cc3m needs --reference with CC3M's validation tars, --clip and --extractor-weights"
@@ -152,41 +150,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     paths = write_report(report, out)
     print("\n".join([*summary(report), *map(str, paths)]))
     return report
-
-
-def versions() -> dict[str, str]:
-    """Of this package and what its figures rest on."""
-    names = ("torch", "transformers", "numpy", "pillow")
-    return {
-        "ar_t2i": ar_t2i.__version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in names},
-    }
-
-
-def commit() -> str | None:
-    """The commit of this package where it lies in a checkout, with a plus where files have been changed."""
-    folder = Path(__file__).parent
-    if not any((parent / ".git").exists() for parent in folder.parents[1:2]):
-        return None
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    said = []
-    for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *words],
-                capture_output=True,
-                text=True,
-                check=False,
-                env=environment,
-                timeout=20,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        if done.returncode:
-            return None
-        said.append(done.stdout.strip())
-    return said[0] + ("+" if said[1] else "")
 
 
 Run = Callable[[Source, Path], dict[str, Any]]
