@@ -69,8 +69,8 @@ def reference_pairs(data: Sequence[str], count: int, seed: int, dropped: Counter
     """
     if tuple(data) == SCENES:
         for index in range(count):
-            picture, words, _ = example(seed, index, "validation")
-            prompt = Prompt(id=f"scene-{index:06d}", text=words.text, category="scenes", asked=words.said)
+            picture, text, facts = example(seed, index, "validation")
+            prompt = Prompt(id=f"scene-{index:06d}", text=text, category="scenes", asked=facts["said"])
             yield prompt, np.asarray(picture)
         return
     yield from islice(_good_pairs(data, dropped), count or None)

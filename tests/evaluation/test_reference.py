@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -50,8 +51,6 @@ def tar(tmp_path):
 
 
 def test_what_a_reference_holds(tar):
-    from collections import Counter
-
     dropped = Counter()
     pairs = list(reference_pairs((tar,), 0, 0, dropped))
     assert [prompt.text for prompt, _ in pairs] == [f"ball {number}" for number in (0, 1, 2, 4, 6, 7)]
@@ -59,8 +58,8 @@ def test_what_a_reference_holds(tar):
     assert all(picture.shape == (256, 256, 3) for _, picture in pairs)
     assert len(list(reference_pairs((tar,), 4, 0, dropped))) == 4
     prompt, picture = next(reference_pairs(("scenes",), 1, 7, dropped))
-    image, words, _ = example(7, 0, "validation")
-    assert prompt.text == words.text and np.array_equal(picture, image)
+    image, text, _ = example(7, 0, "validation")
+    assert prompt.text == text and np.array_equal(picture, image)
 
 
 def test_rows_are_those_of_the_sets(tar, tmp_path):
@@ -72,7 +71,7 @@ def test_rows_are_those_of_the_sets(tar, tmp_path):
     rows = {row["what"]: row for row in part["rows"]}
     assert list(rows) == ["generated", "floor", "real"] and part["pictures"] == 6
     true, painted = FeatureMoments(), FeatureMoments()
-    for prompt, picture in reference_pairs((tar,), 0, 0, {}):  # type: ignore[arg-type]
+    for prompt, picture in reference_pairs((tar,), 0, 0, Counter()):
         true.add(torch.tensor(picture).float().mean((0, 1))[None])
         painted.add(torch.tensor([[255.0, 0, 0] if prompt.id in source.right else [0, 0, 255.0]]))
     found = rows["generated"]["figures"]["frechet_mean"]
