@@ -39,16 +39,18 @@ def recount(path):
                 if category in (None, row["category"]) and row["scores"][metric] is not None:
                     scores.setdefault(row["id"], []).append(row["scores"][metric])
             if scores:
-                found[category, metric] = np.mean([np.mean(values) for values in scores.values()]), len(scores)
+                found[category, metric, "value"] = np.mean([np.mean(values) for values in scores.values()])
+                found[category, metric, "count"] = len(scores)
     return found
 
 
 def reported(part):
     whole = {**part["categories"], None: part["figures"]}
     return {
-        (category, metric): (figure["value"], figure["count"])
+        (category, metric, what): figure[what]
         for category, figures in whole.items()
         for metric, figure in figures.items()
+        for what in ("value", "count")
     }
 
 
