@@ -35,12 +35,20 @@ MOST_NAMED = 5
 class Source(Protocol):
     """Gives a picture for a prompt."""
 
-    name: str
-    """For tables."""
-    settings: Mapping[str, Any]
-    """What a picture depends on besides its prompt and round; ready for json."""
-    facts: Mapping[str, Any]
-    """What else a report should say; ready for json."""
+    @property
+    def name(self) -> str:
+        """For tables."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a picture depends on besides its prompt and round; ready for json."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What else a report should say; ready for json."""
+        ...
 
     def draw(self, prompts: Sequence[Prompt], round: int) -> Iterator[Image.Image]:
         """RGB pictures of `SIZE`, in the order of the prompts; round 0 is the first picture of each.

@@ -85,11 +85,11 @@ def test_rows_are_those_of_the_sets(tar, tmp_path):
 
 def test_the_verb_and_its_page(tmp_path, capsys):
     out = tmp_path / "out"
-    options = {"suite": ("distribution",), "count": 4, "batch_size": 4}
+    options = {"suite": ("distribution",), "count": 12, "batch_size": 8}
     report = evaluate(EvaluateConfig(**options, out=str(out)))
     assert [row["what"] for row in report["suites"][0]["rows"]] == ["generated", "floor", "real"]
     text = (out / "report.html").read_text()
-    assert "image tokenizer&#x27;s reconstruction (floor)" in text and text.count("<img ") == 4
+    assert "image tokenizer&#x27;s reconstruction (floor)" in text and text.count("<img ") == 12
     assert "real against real" in (out / "report.md").read_text() and "real against real" in capsys.readouterr().out
     evaluate(EvaluateConfig(**options, renderer=True, out=str(tmp_path / "perfect")))
     found = compare(CompareConfig(reports=(str(out), str(tmp_path / "perfect")), out=str(tmp_path / "both")))
