@@ -100,7 +100,7 @@ class EvaluateConfig:
         if self.prompts and len(self.suite) > 1:
             raise ValueError(f"prompts={self.prompts!r} with {len(self.suite)} suites: expected one suite")
         if self.prompts and {DISTRIBUTION, CC3M} & set(self.suite):
-            raise ValueError(f"prompts={self.prompts!r} with {self.suite[0]}: its captions are those of --reference")
+            raise ValueError(f"prompts={self.prompts!r}: the captions of distribution and cc3m are --reference's own")
         if CC3M in self.suite and (self.reference == SCENES or not self.clip):
             raise ValueError(
                 "suite=cc3m needs --reference with CC3M's validation tars, --clip and --extractor-weights"

@@ -104,7 +104,7 @@ def test_the_verb_and_its_page(tmp_path, capsys):
         (["--suite", "distribution", "--count", "0"], "count=0 with reference=scenes"),
         (["--suite", "distribution", "--reference", "/none.tar"], "no file matches '/none.tar'"),
         (["--suite", "distribution", "--extractor", "eyes"], "no feature extractor is called 'eyes'"),
-        (["--suite", "distribution", "--prompts", "x"], "its captions are those of --reference"),
+        (["--suite", "distribution", "--prompts", "x"], "are --reference's own"),
         (["--suite", "distribution", "--count", "1"], "expected at least 2"),
     ],
 )
