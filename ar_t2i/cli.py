@@ -46,6 +46,24 @@ COMMANDS: dict[str, Command] = {
         "sweep",
         "measure sampling settings of a bundle against each other",
     ),
+    "evaluate compare": (
+        "ar_t2i.evaluation.compare",
+        "CompareConfig",
+        "compare",
+        "evaluations side by side, paired by prompt",
+    ),
+    "evaluate blind": (
+        "ar_t2i.evaluation.blind",
+        "BlindConfig",
+        "blind",
+        "a page to choose between two models' pictures unseen, and what the votes say",
+    ),
+    "evaluate": (
+        "ar_t2i.evaluation.evaluate",
+        "EvaluateConfig",
+        "evaluate",
+        "score a bundle's pictures, or any others, in suites",
+    ),
     "push": ("ar_t2i.push", "PushConfig", "push", "a bundle, checkpoint or dataset to the Hugging Face Hub"),
     "pull": ("ar_t2i.hub.pull", "PullConfig", "pull", "a bundle, checkpoint or dataset from the Hugging Face Hub"),
 }
@@ -81,7 +99,15 @@ RECIPES: dict[str, dict[str, Command]] = {
 }
 """A command whose yaml file chooses what is run by its key `recipe`; the first one where it has none."""
 VERBS = tuple(dict.fromkeys(name.split()[0] for name in COMMANDS))
-POSITIONAL = {"infer": "prompt", "vocabulary": "sources", "preprocess": "sources", "push": "folder", "pull": "repo"}
+POSITIONAL = {
+    "infer": "prompt",
+    "vocabulary": "sources",
+    "preprocess": "sources",
+    "push": "folder",
+    "pull": "repo",
+    "evaluate compare": "reports",
+    "evaluate blind": "reports",
+}
 """The option that stands without dashes."""
 _FROM_YAML = ("train", "tokenizer train")
 
@@ -134,6 +160,10 @@ def _overview(verb: str) -> argparse.ArgumentParser:
 def _run(name: str, arguments: Sequence[str]) -> None:
     *_, summary = COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"ar-t2i {name}", description=summary[0].upper() + summary[1:] + ".")
+    actions = {other: help for other, (*_, help) in COMMANDS.items() if other.startswith(f"{name} ")}
+    if actions:
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = "also:\n" + "\n".join(f"  ar-t2i {other:20}{help}" for other, help in actions.items())
     if name in _FROM_YAML:
         _run_yaml(parser, name, arguments)
         return

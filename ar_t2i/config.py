@@ -129,6 +129,8 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, positional: str | None
             settings["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(hint) is tuple:
             settings["nargs"] = "+" if required else "*"
+            if field.name != positional:
+                settings["action"] = "extend"
         elif typing.get_origin(hint) is typing.Literal:
             settings["choices"] = typing.get_args(hint)
         if hint is not bool and "choices" not in settings:

@@ -29,7 +29,7 @@ def test_the_shipped_verifier_knows_scenes_that_are_right():
     images = [draw(scene_at(3, index, "validation")[0]) for index in range(12)]
     marks, others = judge.mark(prompts, images), judge.mark(prompts, images[1:] + images[:1])
     assert marks.alignment >= 0.9 and others.alignment <= 0.2
-    assert torch.equal(marks.features_ND, judge.features(images)) and marks.features_ND.shape == (12, 128)
+    assert torch.equal(marks.features_ND, judge.features(images)) and marks.features_ND.shape == (12, 256)
     assert torch.equal(others.features_ND[:-1], marks.features_ND[1:]) or torch.allclose(
         others.features_ND[:-1], marks.features_ND[1:], atol=1e-5
     )
