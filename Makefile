@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow bundle clean
+.PHONY: demo test slow report bundle clean
 
 demo: $(VENV)/installed  ## draw a bird on a tree with the shipped bundle
 	$(BIN)/python infer.py "bird on a tree" --out out
@@ -26,6 +26,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+report: $(VENV)/installed  ## score the shipped bundle in all suites of scenes, into docs/report: ten minutes
+	$(BIN)/ar-t2i evaluate --count 100 --pictures 2000 --out runs/report --suite scenes/basic scenes/geneval \
+		scenes/binding scenes/spatial scenes/multigen scenes/optigen distribution
+	mkdir -p docs/report
+	cp runs/report/report.json runs/report/report.md runs/report/report.html docs/report
 
 bundle: $(VENV)/installed  ## train everything in ar_t2i/bundle again, from seeds: hours on two cores
 	$(BIN)/ar-t2i tokenizer train --config configs/tokenizer-scenes.yaml

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,9 @@ from ar_t2i.evaluation.sources import CROP, BundleSource, DiffusersSource, Folde
 from ar_t2i.evaluation.suites import Suite
 from ar_t2i.evaluation.suites.catalogue import find_suite
 from ar_t2i.evaluation.suites.coco import COCO_CATEGORIES
+from ar_t2i.sampling.logits import SamplingConfig, Schedule
+
+SAMPLING = tuple(field.name for field in fields(SamplingConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,10 @@ class EvaluateConfig:
     suite: tuple[str, ...] = ("scenes/basic",)
     """Suites: basic, multigen, optigen, binding, geneval and spatial of scenes/, all but the first also of photos/;
     photos/parti:FILE; distribution and cc3m, which compare with reference pictures."""
-    count: int | None = None
-    """Prompts of each category (default: 25); of distribution and cc3m, pictures, 0 for all that files hold (default:
-    1000, and all)."""
+    count: int = 25
+    """Prompts of each category."""
+    pictures: int | None = None
+    """Pictures of distribution and cc3m; 0 takes all that files hold (default: 1000, and all)."""
     prompts: str = ""
     """File of prompts, a prompts.jsonl that was kept, in place of those that the suite makes."""
     rounds: int = 1
@@ -59,6 +63,14 @@ class EvaluateConfig:
     """Of a bundle: keep only the k most likely codes; 0 keeps all (default: the bundle's own)."""
     top_p: float | None = None
     """Of a bundle: keep the most likely codes up to this chance; 1 keeps all (default: the bundle's own)."""
+    guidance_schedule: Schedule | None = None
+    """Course of a bundle's guidance over the codes (default: the bundle's own, as of the next three)."""
+    guidance_power: float | None = None
+    """Exponent p of power-cosine."""
+    guidance_start: float | None = None
+    """Share of the codes, 0 to 1, before which a bundle is not guided."""
+    guidance_end: float | None = None
+    """Share of the codes, 0 to 1, from which on a bundle is not guided."""
     num_inference_steps: int | None = None
     """Steps of a pipeline of diffusers (default: its own)."""
     image_tokenizer: str = ""
@@ -90,9 +102,10 @@ class EvaluateConfig:
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given: expected one of them")
         for name in ("count", "rounds", "batch_size"):
-            least = 0 if name == "count" and set(self.suite) <= {DISTRIBUTION, CC3M} else 1
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.pictures is not None and self.pictures < 0:
+            raise ValueError(f"pictures={self.pictures}: expected 0 or more; 0 takes all that files hold")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
         if not self.suite or len(set(self.suite)) != len(self.suite):
@@ -105,9 +118,9 @@ class EvaluateConfig:
             raise ValueError(
                 "suite=cc3m needs --reference with CC3M's validation tars, --clip and --extractor-weights"
             )
-        if DISTRIBUTION in self.suite and self.reference == SCENES and self.count == 0:
-            raise ValueError("count=0 with reference=scenes: they have no end, so expected a number")
-        bundle_only = ("temperature", "top_k", "top_p", "image_tokenizer")
+        if DISTRIBUTION in self.suite and self.reference == SCENES and self.pictures == 0:
+            raise ValueError("pictures=0 with reference=scenes: they have no end, so expected a number")
+        bundle_only = (*(name for name in SAMPLING if name != "guidance_scale"), "image_tokenizer")
         for kind, foreign in (
             ("images", ("guidance_scale", "num_inference_steps", *bundle_only)),
             ("diffusers", bundle_only),
@@ -179,7 +192,7 @@ def _prepared_reference(name: str, config: EvaluateConfig, device: torch.device)
         device,
     )
     clip = ClipScorer.from_pretrained(config.clip, device) if config.clip else None
-    count = config.count if config.count is not None else (0 if name == CC3M else 1000)
+    count = config.pictures if config.pictures is not None else (0 if name == CC3M else 1000)
 
     def run(source: Source, out: Path) -> dict[str, Any]:
         painter = source.pipeline.image_tokenizer if isinstance(source, BundleSource) else None
@@ -192,7 +205,7 @@ def _prepared_reference(name: str, config: EvaluateConfig, device: torch.device)
 
 def _prompts(config: EvaluateConfig, suite: Suite) -> Sequence[Prompt]:
     if not config.prompts:
-        return suite.prompts(config.count or 25, config.seed)
+        return suite.prompts(config.count, config.seed)
     prompts = read_prompts(config.prompts)
     bare = next((prompt.id for prompt in prompts if prompt.asked is None), None)
     if suite.scored_by == "detector" and bare is not None:
@@ -240,7 +253,7 @@ def _source(config: EvaluateConfig, device: torch.device) -> Source:
     return BundleSource(
         config.bundle or shipped_bundle(),
         seed=config.seed,
-        options={name: getattr(config, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")},
+        options={name: getattr(config, name) for name in SAMPLING},
         image_tokenizer=config.image_tokenizer,
         device=device,
         dtype=dtype,

@@ -101,7 +101,7 @@ def test_the_verb_and_its_page(tmp_path, capsys):
     ("options", "message"),
     [
         (["--suite", "cc3m"], "suite=cc3m needs --reference"),
-        (["--suite", "distribution", "--count", "0"], "count=0 with reference=scenes"),
+        (["--suite", "distribution", "--pictures", "0"], "pictures=0 with reference=scenes"),
         (["--suite", "distribution", "--reference", "/none.tar"], "no file matches '/none.tar'"),
         (["--suite", "distribution", "--extractor", "eyes"], "no feature extractor is called 'eyes'"),
         (["--suite", "distribution", "--prompts", "x"], "are --reference's own"),
