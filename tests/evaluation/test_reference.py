@@ -85,7 +85,7 @@ def test_rows_are_those_of_the_sets(tar, tmp_path):
 
 def test_the_verb_and_its_page(tmp_path, capsys):
     out = tmp_path / "out"
-    options = {"suite": ("distribution",), "count": 12, "batch_size": 8}
+    options = {"suite": ("distribution",), "pictures": 12, "batch_size": 8}
     report = evaluate(EvaluateConfig(**options, out=str(out)))
     assert [row["what"] for row in report["suites"][0]["rows"]] == ["generated", "floor", "real"]
     text = (out / "report.html").read_text()
