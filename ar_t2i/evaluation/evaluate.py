@@ -23,8 +23,11 @@ from ar_t2i.evaluation.report import SCHEMA, summary, write_report
 from ar_t2i.evaluation.scenes import SceneVerifier
 from ar_t2i.evaluation.sources import CROP, BundleSource, DiffusersSource, FolderSource, RendererSource, Source
 from ar_t2i.evaluation.suites import Suite
+from ar_t2i.evaluation.suites.asked import check_asked
 from ar_t2i.evaluation.suites.catalogue import find_suite
 from ar_t2i.evaluation.suites.coco import COCO_CATEGORIES
+
+CLIP_OF_COLORS = "openai/clip-vit-large-patch14"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +163,13 @@ def _prepared(name: str, config: EvaluateConfig, device: torch.device) -> Run:
     if name in (DISTRIBUTION, CC3M):
         return _prepared_reference(name, config, device)
     suite = find_suite(name)
-    prompts, scorer = _prompts(config, suite), _scorer(config, suite, device)
+    prompts = _prompts(config, suite)
+    if suite.domain == "photos" and not config.clip and any(map(_names_color, prompts)):
+        raise ValueError(
+            f"suite={suite.name} asks for colours, which CLIP says in photos: give --clip with the folder of one "
+            f"(GenEval takes {CLIP_OF_COLORS})"
+        )
+    scorer = _scorer(config, suite, device)
 
     def run(source: Source, out: Path) -> dict[str, Any]:
         settings = {"rounds": config.rounds, "seed": config.seed, "batch_size": config.batch_size}
@@ -194,13 +203,19 @@ def _prompts(config: EvaluateConfig, suite: Suite) -> Sequence[Prompt]:
     if not config.prompts:
         return suite.prompts(config.count or 25, config.seed)
     prompts = read_prompts(config.prompts)
-    bare = next((prompt.id for prompt in prompts if prompt.asked is None), None)
-    if suite.scored_by == "detector" and bare is not None:
-        raise ValueError(
-            f"prompts={config.prompts!r}: {bare} does not say what must be seen, which {suite.name} scores; give a "
-            "prompts.jsonl that this suite wrote"
-        )
+    for prompt in prompts if suite.scored_by == "detector" else ():
+        try:
+            check_asked(suite, prompt)
+        except ValueError as error:
+            raise ValueError(
+                f"prompts={config.prompts!r}: {suite.name} cannot score {prompt.id}: {error}; give a prompts.jsonl in "
+                "the form of one that this suite wrote"
+            ) from error
     return prompts
+
+
+def _names_color(prompt: Prompt) -> bool:
+    return any(group["color"] for group in (prompt.asked or {"objects": ()})["objects"])
 
 
 def _scorer(config: EvaluateConfig, suite: Suite, device: torch.device) -> Scorer:

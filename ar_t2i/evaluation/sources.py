@@ -358,6 +358,5 @@ def _averaged(folder: Path) -> bool | None:
     """Whether the weights are a running mean of those in training; None where the bundle does not say."""
     if not (folder / MANIFEST).is_file():
         return None
-    said = read_json(folder / MANIFEST)
-    found = said.get("averaged", (said.get("training") or {}).get("averaged"))
+    found = read_json(folder / MANIFEST).get("averaged")
     return found if isinstance(found, bool) else None

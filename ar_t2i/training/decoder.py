@@ -301,7 +301,13 @@ class DecoderTask:
             trained = copy.deepcopy(trained).bfloat16()
         model: Any = trained
         parts = model, self.vocabulary, self.image_tokenizer, samples, card
-        bundle = save_bundle(self.output / "bundle", *parts, words=self.words, pictures=pictures)
+        bundle = save_bundle(
+            self.output / "bundle",
+            *parts,
+            words=self.words,
+            averaged=config.optim.ema_decay > 0,
+            pictures=pictures,
+        )
         every, last = self.config.hub.every, self.config.loop.steps
         checkpoint = self.output / "checkpoints" / f"step-{step:06d}"
         if self.publisher and every and step % every == 0 and step < last and checkpoint.exists():

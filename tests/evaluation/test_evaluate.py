@@ -14,6 +14,7 @@ from ar_t2i.evaluation.pictures import check_ids
 from ar_t2i.evaluation.prompts import Prompt, read_prompts
 from ar_t2i.evaluation.results import read_results
 from ar_t2i.evaluation.sources import BundleSource, FolderSource, seed_of, squared
+from ar_t2i.evaluation.suites.asked import check_asked
 from ar_t2i.evaluation.suites.catalogue import SUITES
 from ar_t2i.infer import InferConfig, infer
 
@@ -318,7 +319,53 @@ def test_prompts_that_ask_for_nothing(tmp_path, capsys):
     (tmp_path / "lines.txt").write_text("a red ball\n")
     command = ["evaluate", "--suite", SUITE, "--prompts", str(tmp_path / "lines.txt"), "--out", str(tmp_path / "out")]
     assert main(command) == 2
-    assert "line-00001 does not say what must be seen" in capsys.readouterr().err
+    assert "cannot score line-00001: it does not say what must be seen" in capsys.readouterr().err
+
+
+RED = {"count": 1, "kind": "bird", "color": "red"}
+
+
+@pytest.mark.parametrize(
+    ("suite", "asked", "message"),
+    [
+        ("scenes/basic", {"things": []}, '"asked" has no list "objects"'),
+        ("scenes/basic", {"objects": [3]}, 'one of "objects" is 3'),
+        ("scenes/basic", {"objects": [{"kind": "bird"}]}, "a count is None: expected an integer"),
+        ("scenes/basic", {"objects": [{"count": True, "kind": "bird"}]}, "a count is True: expected an integer"),
+        ("scenes/basic", {"objects": [{"count": 1, "kind": ["bird"]}]}, "a kind is ['bird']: expected one of"),
+        ("photos/multigen", {"objects": [{"count": 1, "kind": "dragon"}]}, "a kind is 'dragon': expected one of"),
+        ("scenes/binding", {"objects": [{"count": 1, "kind": "bird"}]}, "a color is 'missing': expected null or"),
+        ("scenes/binding", {"objects": [RED]}, "does not ask for two things, each in a colour"),
+        ("scenes/binding", {"objects": [RED, {**RED, "color": None}]}, "does not ask for two things, each in a col"),
+        ("scenes/spatial", {"objects": [RED, RED]}, "does not ask for one relation"),
+        ("scenes/spatial", {"objects": [RED, RED], "relations": [[0, "near", 1]]}, "a relation is [0, 'near', 1]"),
+        ("scenes/spatial", {"objects": [RED, RED], "relations": [[0, "on", 2]]}, "is not between two of the 2"),
+        ("scenes/geneval", {"objects": [RED, RED], "relations": [[0, "on", 1]]}, "asks for 'on': geneval scores left"),
+        ("scenes/geneval", {"objects": [RED], "relations": {}}, '"relations" are {}'),
+        ("scenes/basic", {"objects": [RED], "place": "moon"}, "the place is 'moon': expected one of"),
+        ("scenes/basic", {"objects": [{**RED, "size": "huge"}]}, "size 'huge' is not known"),
+        ("scenes/basic", [], "line 1: asked is []: expected a json object"),
+        ("photos/binding", {"objects": [RED, RED]}, "asks for colours, which CLIP says in photos: give --clip"),
+    ],
+)
+def test_prompts_of_a_wrong_form(suite, asked, message, tmp_path, capsys):
+    prompt = {"id": "mine", "text": "a red bird", "category": "all", "asked": asked}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(prompt) + "\n")
+    command = ["evaluate", "--suite", suite, "--prompts", str(tmp_path / "mine.jsonl")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and message in error[0] and not (tmp_path / "out").exists(), error
+
+
+def test_all_prompts_of_a_suite_have_its_form():
+    checked = 0
+    for suite in SUITES.values():
+        for prompt in suite.prompts(2, 0):
+            check_asked(suite, prompt)
+            checked += 1
+    assert checked > 60
+    with pytest.raises(ValueError, match="asks for colours"):
+        evaluate(EvaluateConfig(suite=("photos/geneval",), detector="/none", out="/none"))
 
 
 def test_ids_are_file_names():
