@@ -161,7 +161,7 @@ class DecoderTask:
             has_validation = bool(config.data.validation_split)
             self.validation = self._dataset(config.data.validation_split, False) if has_validation else None
         _check_same_tokenizer(config.data.dataset, self.image_tokenizer)
-        parts = self.vocabulary, self.image_tokenizer, config.samples.sampling
+        parts = self.vocabulary, self.image_tokenizer, config.samples.sampling, self.validation
         self.drawn = DrawnValidation(config.validation, *parts) if config.validation.prompts else None
         if self.rows.truncated:
             cut, longest = f"{self.rows.truncated:,} of {len(self.rows):,}", config.data.max_caption_length
