@@ -54,6 +54,12 @@ class ClipScorer:
             raise ValueError(f"{str(path)!r} does not hold a whole CLIPModel: {missing} are missing")
         return cls(network.to(device), tokenizer, processor, str(path))
 
+    @property
+    def is_vit_b_32(self) -> bool:
+        """Whether it has the shape of `CLIP`."""
+        seen = self.network.config.vision_config
+        return (seen.patch_size, seen.hidden_size, seen.num_hidden_layers) == (32, 768, 12)
+
     @torch.inference_mode()
     def score(
         self,

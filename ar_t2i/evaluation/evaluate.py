@@ -102,6 +102,8 @@ class EvaluateConfig:
             raise ValueError(f"suite={' '.join(self.suite)!r}: expected at least one suite, each once")
         if self.prompts and len(self.suite) > 1:
             raise ValueError(f"prompts={self.prompts!r} with {len(self.suite)} suites: expected one suite")
+        if self.prompts and self.count is not None:
+            raise ValueError(f"count={self.count} with prompts={self.prompts!r}: a file is taken whole, leave it out")
         if self.prompts and {DISTRIBUTION, CC3M} & set(self.suite):
             raise ValueError(f"prompts={self.prompts!r}: the captions of distribution and cc3m are --reference's own")
         if CC3M in self.suite and (self.reference == SCENES or not self.clip):
@@ -188,11 +190,17 @@ def _prepared_reference(name: str, config: EvaluateConfig, device: torch.device)
         device,
     )
     clip = ClipScorer.from_pretrained(config.clip, device) if config.clip else None
+    if clip is not None and name == CC3M and not clip.is_vit_b_32:
+        raise ValueError(f"clip={config.clip!r} is no ViT-B/32, which suite=cc3m compares with papers by: give {CLIP}")
     count = config.count if config.count is not None else (0 if name == CC3M else 1000)
+
+    weights = (
+        weights_fingerprint(config.extractor_weights) if config.extractor_weights else "the package's or the Hub's"
+    )
 
     def run(source: Source, out: Path) -> dict[str, Any]:
         painter = source.pipeline.image_tokenizer if isinstance(source, BundleSource) else None
-        measures = Measures(extractor=extractor, clip=clip, image_tokenizer=painter)
+        measures = Measures(extractor=extractor, clip=clip, image_tokenizer=painter, weights=weights)
         settings = {"count": count, "seed": config.seed, "batch_size": config.batch_size}
         return run_reference(name, config.reference, source, measures, out, **settings)
 
@@ -226,7 +234,12 @@ def _scorer(config: EvaluateConfig, suite: Suite, device: torch.device) -> Score
     if suite.domain == "photos":
         clip = config.clip or None
         detector = OpenVocabularyDetector.from_pretrained(list(COCO_CATEGORIES), config.detector, clip).to(device)
-        facts = {"name": "OWLv2", "weights": config.detector, "colours": clip, "threshold": detector.threshold}
+        facts = {
+            "name": "OWLv2",
+            "weights": weights_fingerprint(config.detector),
+            "colours": clip and weights_fingerprint(clip),
+            "threshold": detector.threshold,
+        }
         return by_detector(suite, detector, facts)
     folder = Path(config.verifier) if config.verifier else shipped_bundle() / VERIFIER
     verifier = SceneVerifier.from_pretrained(folder).to(device)

@@ -214,7 +214,12 @@ class FolderSource:
         if not self.by_name and not self.by_text:
             raise ValueError(f"images={folder!r} holds no pictures: expected ID.png, or pictures with metadata.jsonl")
         self.name = self.folder.absolute().name
-        files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        told = [(text, path) for text, found in self.by_text.items() for path in found]
+        files = [
+            (text, str(path), path.stat().st_size, path.stat().st_mtime_ns)
+            for text, path in (*told, *(("", path) for path in paths))
+            if path.is_file()
+        ]
         self.settings = {"kind": "folder", "path": str(self.folder.absolute()), "files": _digest(files)}
         self.facts = {"path": folder, "model": "pictures from a folder"}
 

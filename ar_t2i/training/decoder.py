@@ -162,7 +162,8 @@ class DecoderTask:
             self.validation = self._dataset(config.data.validation_split, False) if has_validation else None
         _check_same_tokenizer(config.data.dataset, self.image_tokenizer)
         parts = self.vocabulary, self.image_tokenizer, config.samples.sampling, self.validation
-        self.drawn = DrawnValidation(config.validation, *parts) if config.validation.prompts else None
+        with accelerator.main_process_first():
+            self.drawn = DrawnValidation(config.validation, *parts) if config.validation.prompts else None
         if self.rows.truncated:
             cut, longest = f"{self.rows.truncated:,} of {len(self.rows):,}", config.data.max_caption_length
             accelerator.print(f"{cut} captions are cut to {longest} ids")

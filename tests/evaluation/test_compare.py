@@ -176,6 +176,16 @@ def test_votes_that_do_not_count(two, tmp_path, capsys):
     assert main(["evaluate", "blind", two[0], "--out", str(out)]) == 2
 
 
+@pytest.mark.parametrize("picture", ["../../../secret.png", "/etc/secret.png"])
+def test_a_report_shows_no_pictures_from_elsewhere(two, tmp_path, picture):
+    path = tmp_path / "two" / "scenes/paint/results.jsonl"
+    path.write_text(path.read_text().replace("pictures/ball-01-0.png", picture))
+    with pytest.raises(ValueError, match=f"names '{picture}', which lies outside of"):
+        compare(CompareConfig(reports=two, out=str(tmp_path / "out")))
+    with pytest.raises(ValueError, match="which lies outside of"):
+        blind(BlindConfig(reports=two, out=str(tmp_path / "blind.html")))
+
+
 def test_pictures_that_are_gone(two, tmp_path):
     shutil.rmtree(tmp_path / "two" / "scenes/paint/pictures")
     with pytest.raises(ValueError, match="cannot show the picture"):

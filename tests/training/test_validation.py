@@ -112,7 +112,8 @@ def test_two_processes_tell_the_same_as_one(judge, train_run, run_options, clip_
     alone = train_run(**{**options, "output": str(tmp_path / "alone")})
     names = ("validation_image_loss", *(FIGURES if judge == "scenes" else CLIP_FIGURES))
     one, two = figures(alone, names), figures(tmp_path / "two", names)
-    assert len(one) == 2 and two == [pytest.approx(row, rel=1e-4) for row in one]
+    assert len(one) == len(two) == 2 and two[0] == pytest.approx(one[0], rel=1e-5)
+    assert two[1] == pytest.approx(one[1], rel=2e-3)  # gradients are summed in another order
 
 
 class Ranks:
