@@ -184,11 +184,10 @@ def _prepared_reference(name: str, config: EvaluateConfig, device: torch.device)
     scenes = config.reference == SCENES
     if not scenes:
         expand_sources(config.reference)
-    extractor = load_extractor(
-        "inception" if name == CC3M else config.extractor or ("scenes" if scenes else "inception"),
-        config.extractor_weights,
-        device,
-    )
+    network = "inception" if name == CC3M else config.extractor or ("scenes" if scenes else "inception")
+    extractor = load_extractor(network, config.extractor_weights, device)
+    shipped = shipped_bundle() / VERIFIER if network == "scenes" else network
+    weights = weights_fingerprint(config.extractor_weights or shipped)
     clip = ClipScorer.from_pretrained(config.clip, device) if config.clip else None
     if clip is not None and name == CC3M and not clip.is_vit_b_32:
         raise ValueError(f"clip={config.clip!r} is no ViT-B/32, which suite=cc3m compares with papers by: give {CLIP}")

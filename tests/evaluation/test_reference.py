@@ -115,3 +115,10 @@ def test_the_verb_and_its_page(tmp_path, capsys):
 def test_wrong_input(options, message, tmp_path, capsys):
     assert main(["evaluate", *options, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_cc3m_wants_the_clip_of_the_papers(tar, clip_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ar_t2i.evaluation.evaluate.load_extractor", lambda *arguments: MEAN)
+    options = {"suite": ("cc3m",), "reference": (tar,), "out": str(tmp_path / "out")}
+    with pytest.raises(ValueError, match="is no ViT-B/32, which suite=cc3m compares with papers by"):
+        evaluate(EvaluateConfig(**options, clip=str(clip_folder)))
