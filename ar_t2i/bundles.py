@@ -5,7 +5,8 @@ tokenizer.json tokenizer_config.json                    its vocabulary
 image_tokenizer/config.json image_tokenizer/model.safetensors
 words.txt                                               optional: the words of the captions that the model has seen
 verifier/config.json verifier/model.safetensors         optional: a judge of the pictures that the model draws
-ar_t2i.json                                             format version, sampling defaults, fingerprints
+ar_t2i.json                                             format version, sampling defaults, fingerprints, and, if
+                                                        that is known, whether the weights are averaged
 README.md                                               model card
 """
 
@@ -83,6 +84,7 @@ def save_bundle(
     *,
     words: Collection[str] | None = None,
     verifier: Path | None = None,
+    averaged: bool | None = None,
     pictures: "Mapping[str, Image] | None" = None,
 ) -> Path:
     """Write a bundle; whatever stood in `directory` is replaced in one step, or left as it was.
@@ -96,6 +98,7 @@ def save_bundle(
         card: text of README.md.
         words: the words of the captions that the decoder has seen; None writes no words.txt.
         verifier: the folder of a saved verifier, which is copied.
+        averaged: whether the decoder's weights are a running mean of those in training; None does not say.
         pictures: of the card, by file name.
     """
 
@@ -115,6 +118,8 @@ def save_bundle(
         if verifier is not None:
             _copy(verifier, folder / VERIFIER)
         facts = {"format_version": FORMAT_VERSION, "sampling": asdict(sampling), "fingerprints": fingerprints}
+        if averaged is not None:
+            facts["averaged"] = averaged
         (folder / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
         for name, picture in (pictures or {}).items():

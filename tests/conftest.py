@@ -149,6 +149,29 @@ def model(vocabulary):
 
 
 @pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A CLIP of random weights that knows letters."""
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    entries = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={entry: i for i, entry in enumerate(entries)}, merges=[]).save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": len(entries) - 2, "eos_token_id": len(entries) - 1, "pad_token_id": len(entries) - 1}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config={**small, **ends, "vocab_size": len(entries)},
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tokenized(vocabulary, tmp_path_factory) -> Path:
     """A tokenized dataset in the published schema: distinct captions, random codes; 192 + 64 rows."""
     import pyarrow as pa

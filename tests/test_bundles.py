@@ -13,7 +13,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from ar_t2i.bundles import load_bundle, replace_directory, save_bundle, words_learnt
+from ar_t2i.bundles import load_bundle, replace_directory, save_bundle, words_learnt, write_sampling
+from ar_t2i.evaluation.sources import BundleSource, _averaged
 from ar_t2i.hub.names import resolve
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.logits import SamplingConfig
@@ -109,6 +110,18 @@ def test_words_and_verifier_are_carried_along(model, vocabulary, image_tokenizer
         load_bundle(copy)
     bare = load_bundle(save_bundle(tmp_path / "c", *parts))
     assert bare.words is None and bare.verifier is None
+
+
+def test_a_bundle_says_whether_its_weights_are_averaged(train_run, bundle_folder, tmp_path):
+    """One that does not say, as those made before, loads as well."""
+    said = {"old": _averaged(bundle_folder)}
+    for name, decay in (("mean", 0.9), ("last", 0.0)):
+        folder = train_run(output=str(tmp_path / name), loop={"steps": 1}, optim={"ema_decay": decay}) / "bundle"
+        said[name] = _averaged(folder)
+        write_sampling(folder, SamplingConfig(guidance_scale=3))
+        assert load_bundle(folder).sampling.guidance_scale == 3 and _averaged(folder) == said[name]
+    assert said == {"old": None, "mean": True, "last": False}
+    assert BundleSource(tmp_path / "mean" / "bundle", seed=0, options={}).facts["averaged_weights"] is True
 
 
 def test_words_of_a_model_that_started_from_another(model, vocabulary, image_tokenizer, tmp_path):

@@ -15,6 +15,8 @@ from torch import Tensor
 
 CLIP = "openai/clip-vit-base-patch32"
 """The ViT-B/32 that CLIP scores are reported with."""
+CLIP_FILES = ("*.json", "*.txt", "*.safetensors")
+"""Of its repository, what is read."""
 VARIANTS = {"clip": (1.0, ""), "clip_x100": (100.0, ""), "clip_photo_prefix": (1.0, "A photo depicts ")}
 """Factor and what is put before the text, by name: the plain cosine; a hundred times that, as many papers print it;
 the cosine with the prefix of arXiv 2104.08718, without its factor 2.5 and its cut at zero."""
@@ -52,6 +54,12 @@ class ClipScorer:
             raise ValueError(f"{str(path)!r} does not hold a whole CLIPModel: {missing} are missing")
         return cls(network.to(device), tokenizer, processor, str(path))
 
+    @property
+    def is_vit_b_32(self) -> bool:
+        """Whether it has the shape of `CLIP`."""
+        seen = self.network.config.vision_config
+        return (seen.patch_size, seen.hidden_size, seen.num_hidden_layers) == (32, 768, 12)
+
     @torch.inference_mode()
     def score(
         self,
@@ -87,6 +95,31 @@ class ClipScorer:
             said_BD = self._texts([prefix + text for text in texts[rows]])
             scores += (factor * F.cosine_similarity(seen_BD, said_BD)).tolist()
         return scores
+
+    @torch.inference_mode()
+    def look(
+        self, images: Sequence[Image.Image], texts: Sequence[str] | None = None, batch_size: int = 32
+    ) -> tuple[list[float], Tensor]:
+        """Plain cosines, none without texts, and the embeddings (B, D) of the pictures as CLIP projects them.
+
+        Args:
+            images: Pillow pictures.
+            texts: one for each.
+            batch_size: pictures at a time.
+        """
+        features, scores = [], []
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, start + batch_size)
+            seen_BD = self._images(images[rows])
+            features.append(seen_BD.cpu())
+            if texts is not None:
+                scores += F.cosine_similarity(seen_BD, self._texts(list(texts[rows]))).tolist()
+        return scores, torch.cat(features)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights."""
+        self.network.to(device)
+        return self
 
     def _images(self, images: Sequence[Image.Image]) -> Tensor:
         inputs = self.processor([image.convert("RGB") for image in images], return_tensors="pt")

@@ -52,8 +52,12 @@ class Evaluation:
         return next(part for part in self.report["suites"] if part["suite"] == suite)
 
     def results(self, suite: str) -> dict[tuple[str, int], Result]:
-        """By prompt and round."""
-        found = read_results(self.folder / self.part(suite)["folder"] / RESULTS)
+        """By prompt and round; ValueError where a picture lies outside of the report, which others may have made."""
+        folder, home = self.folder / self.part(suite)["folder"], self.folder.resolve()
+        found = read_results(folder / RESULTS) if folder.resolve().is_relative_to(home) else []
+        for result in found:
+            if not (folder / result.picture).resolve().is_relative_to(home):
+                raise ValueError(f"{folder / RESULTS} names {result.picture!r}, which lies outside of {self.folder}")
         return {(result.id, result.round): result for result in found}
 
 

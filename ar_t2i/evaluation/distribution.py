@@ -21,6 +21,8 @@ SUBSETS, SUBSET_SIZE = 100, 1000
 """Of the kernel distance: how many, and the features of a set in each at most."""
 MANIFOLD_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
 """Of precision and recall, and of density and coverage, as their papers take them."""
+NOT_MEANINGFUL = "not meaningful"
+"""What is said of a Frechet distance from fewer pictures than features; it has no interval."""
 _ROWS = 512
 """Features whose distances to all others are held at a time."""
 
@@ -154,15 +156,13 @@ def compare(
     sample_ND, sample_MD = reference.sample_ND, generated.sample_ND
     figures: dict[str, Any] = {extractor.metric: {"value": distance, "low": None, "high": None, "count": second.count}}
     warnings, size = [], len(first.mean_D)
-    thin = [
-        f"{name}: {moments.count} pictures, fewer than needed for {size} features (at least {size + 1}), so its "
-        f"covariance is singular: {extractor.metric} is far too high, has no interval, and compares only with others "
-        "of these numbers of pictures"
-        for name, moments in (("reference", first), ("generated", second))
-        if moments.count <= size
-    ]
-    warnings += thin
-    if not thin:
+    if min(first.count, second.count) <= size:
+        warnings.append(
+            f"{extractor.metric} is {NOT_MEANINGFUL}: {size} features need at least {size + 1} pictures in each set, "
+            "else a covariance is singular; it is far too high, has no interval, and compares only with others of "
+            "these numbers of pictures"
+        )
+    else:
         estimate = frechet_interval(first, second, sample_ND, sample_MD)
         figures[extractor.metric] |= {"low": estimate.low, "high": estimate.high}
     subset = min(SUBSET_SIZE, len(sample_ND) // 2, len(sample_MD) // 2)

@@ -23,11 +23,14 @@ from ar_t2i.evaluation.report import SCHEMA, summary, write_report
 from ar_t2i.evaluation.scenes import SceneVerifier
 from ar_t2i.evaluation.sources import CROP, BundleSource, DiffusersSource, FolderSource, RendererSource, Source
 from ar_t2i.evaluation.suites import Suite
+from ar_t2i.evaluation.suites.asked import check_asked
 from ar_t2i.evaluation.suites.catalogue import find_suite
 from ar_t2i.evaluation.suites.coco import COCO_CATEGORIES
 from ar_t2i.sampling.logits import SamplingConfig, Schedule
 
 SAMPLING = tuple(field.name for field in fields(SamplingConfig))
+
+CLIP_OF_COLORS = "openai/clip-vit-large-patch14"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,8 @@ class EvaluateConfig:
     suite: tuple[str, ...] = ("scenes/basic",)
     """Suites: basic, multigen, optigen, binding, geneval and spatial of scenes/, all but the first also of photos/;
     photos/parti:FILE; distribution and cc3m, which compare with reference pictures."""
-    count: int = 25
-    """Prompts of each category."""
+    count: int | None = None
+    """Prompts of each category (default: 25)."""
     pictures: int | None = None
     """Pictures of distribution and cc3m; 0 takes all that files hold (default: 1000, and all)."""
     prompts: str = ""
@@ -102,7 +105,7 @@ class EvaluateConfig:
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are given: expected one of them")
         for name in ("count", "rounds", "batch_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.pictures is not None and self.pictures < 0:
             raise ValueError(f"pictures={self.pictures}: expected 0 or more; 0 takes all that files hold")
@@ -112,8 +115,14 @@ class EvaluateConfig:
             raise ValueError(f"suite={' '.join(self.suite)!r}: expected at least one suite, each once")
         if self.prompts and len(self.suite) > 1:
             raise ValueError(f"prompts={self.prompts!r} with {len(self.suite)} suites: expected one suite")
+        if self.prompts and self.count is not None:
+            raise ValueError(f"count={self.count} with prompts={self.prompts!r}: a file is taken whole, leave it out")
         if self.prompts and {DISTRIBUTION, CC3M} & set(self.suite):
             raise ValueError(f"prompts={self.prompts!r}: the captions of distribution and cc3m are --reference's own")
+        if self.rounds > 1 and set(self.suite) <= {DISTRIBUTION, CC3M}:
+            raise ValueError(f"rounds={self.rounds}: whole sets hold one picture of each caption, leave it out")
+        if self.count is not None and set(self.suite) <= {DISTRIBUTION, CC3M}:
+            raise ValueError(f"count={self.count}: of whole sets give --pictures")
         if CC3M in self.suite and (self.reference == SCENES or not self.clip):
             raise ValueError(
                 "suite=cc3m needs --reference with CC3M's validation tars, --clip and --extractor-weights"
@@ -173,7 +182,13 @@ def _prepared(name: str, config: EvaluateConfig, device: torch.device) -> Run:
     if name in (DISTRIBUTION, CC3M):
         return _prepared_reference(name, config, device)
     suite = find_suite(name)
-    prompts, scorer = _prompts(config, suite), _scorer(config, suite, device)
+    prompts = _prompts(config, suite)
+    if suite.domain == "photos" and not config.clip and any(map(_names_color, prompts)):
+        raise ValueError(
+            f"suite={suite.name} asks for colours, which CLIP says in photos: give --clip with the folder of one "
+            f"(GenEval takes {CLIP_OF_COLORS})"
+        )
+    scorer = _scorer(config, suite, device)
 
     def run(source: Source, out: Path) -> dict[str, Any]:
         settings = {"rounds": config.rounds, "seed": config.seed, "batch_size": config.batch_size}
@@ -186,17 +201,18 @@ def _prepared_reference(name: str, config: EvaluateConfig, device: torch.device)
     scenes = config.reference == SCENES
     if not scenes:
         expand_sources(config.reference)
-    extractor = load_extractor(
-        "inception" if name == CC3M else config.extractor or ("scenes" if scenes else "inception"),
-        config.extractor_weights,
-        device,
-    )
+    network = "inception" if name == CC3M else config.extractor or ("scenes" if scenes else "inception")
+    extractor = load_extractor(network, config.extractor_weights, device)
+    shipped = shipped_bundle() / VERIFIER if network == "scenes" else network
+    weights = weights_fingerprint(config.extractor_weights or shipped)
     clip = ClipScorer.from_pretrained(config.clip, device) if config.clip else None
+    if clip is not None and name == CC3M and not clip.is_vit_b_32:
+        raise ValueError(f"clip={config.clip!r} is no ViT-B/32, which suite=cc3m compares with papers by: give {CLIP}")
     count = config.pictures if config.pictures is not None else (0 if name == CC3M else 1000)
 
     def run(source: Source, out: Path) -> dict[str, Any]:
         painter = source.pipeline.image_tokenizer if isinstance(source, BundleSource) else None
-        measures = Measures(extractor=extractor, clip=clip, image_tokenizer=painter)
+        measures = Measures(extractor=extractor, clip=clip, image_tokenizer=painter, weights=weights)
         settings = {"count": count, "seed": config.seed, "batch_size": config.batch_size}
         return run_reference(name, config.reference, source, measures, out, **settings)
 
@@ -205,15 +221,21 @@ def _prepared_reference(name: str, config: EvaluateConfig, device: torch.device)
 
 def _prompts(config: EvaluateConfig, suite: Suite) -> Sequence[Prompt]:
     if not config.prompts:
-        return suite.prompts(config.count, config.seed)
+        return suite.prompts(25 if config.count is None else config.count, config.seed)
     prompts = read_prompts(config.prompts)
-    bare = next((prompt.id for prompt in prompts if prompt.asked is None), None)
-    if suite.scored_by == "detector" and bare is not None:
-        raise ValueError(
-            f"prompts={config.prompts!r}: {bare} does not say what must be seen, which {suite.name} scores; give a "
-            "prompts.jsonl that this suite wrote"
-        )
+    for prompt in prompts if suite.scored_by == "detector" else ():
+        try:
+            check_asked(suite, prompt)
+        except ValueError as error:
+            raise ValueError(
+                f"prompts={config.prompts!r}: {suite.name} cannot score {prompt.id}: {error}; give a prompts.jsonl in "
+                "the form of one that this suite wrote"
+            ) from error
     return prompts
+
+
+def _names_color(prompt: Prompt) -> bool:
+    return any(group["color"] for group in (prompt.asked or {"objects": ()})["objects"])
 
 
 def _scorer(config: EvaluateConfig, suite: Suite, device: torch.device) -> Scorer:
@@ -224,7 +246,12 @@ def _scorer(config: EvaluateConfig, suite: Suite, device: torch.device) -> Score
     if suite.domain == "photos":
         clip = config.clip or None
         detector = OpenVocabularyDetector.from_pretrained(list(COCO_CATEGORIES), config.detector, clip).to(device)
-        facts = {"name": "OWLv2", "weights": config.detector, "colours": clip, "threshold": detector.threshold}
+        facts = {
+            "name": "OWLv2",
+            "weights": weights_fingerprint(config.detector),
+            "colours": clip and weights_fingerprint(clip),
+            "threshold": detector.threshold,
+        }
         return by_detector(suite, detector, facts)
     folder = Path(config.verifier) if config.verifier else shipped_bundle() / VERIFIER
     verifier = SceneVerifier.from_pretrained(folder).to(device)

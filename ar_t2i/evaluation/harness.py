@@ -63,7 +63,7 @@ def by_clip(clip: ClipScorer) -> Scorer:
         cosines = clip.score(images, [prompt.text for prompt in prompts])
         return [({"clip": cosine}, None) for cosine in cosines]
 
-    return Scorer(facts={"name": "CLIP", "weights": clip.name}, score=score)
+    return Scorer(facts={"name": "CLIP", "weights": weights_fingerprint(clip.name)}, score=score)
 
 
 def run_suite(
@@ -233,7 +233,11 @@ def _by_turns(results: Sequence[Result]) -> Iterator[Result]:
         yield from (group[number] for group in categories.values() if number < len(group))
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """Of the weights in a folder, 16 digits."""
-    with (folder / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def weights_fingerprint(place: str | Path) -> str:
+    """Of a file of weights, or of all in a folder, 16 digits; an id of the Hub as it is."""
+    path = Path(place)
+    digests = []
+    for each in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []:
+        with each.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    return "-".join(digests) or str(place)

@@ -69,6 +69,7 @@ def _about(source: Source, prompt: Prompt, round: int) -> dict[str, Any]:
     return {
         "prompt": prompt.text,
         "id": prompt.id,
+        "asked": fingerprint(prompt.asked),
         "round": round,
         "source": source.name,
         "settings": fingerprint(source.settings),

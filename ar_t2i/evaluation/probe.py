@@ -18,10 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from ar_t2i.data.scenes import draw, scene_at
+from ar_t2i.evaluation.alignment import ClipScorer
 from ar_t2i.evaluation.frechet import FeatureMoments, frechet_distance
 from ar_t2i.evaluation.judge import judge
 from ar_t2i.evaluation.prompts import Prompt
 from ar_t2i.evaluation.scenes import SceneVerifier
+from ar_t2i.evaluation.sources import squared
 from ar_t2i.pipeline import TextToImagePipeline, to_uint8
 from ar_t2i.sampling.logits import SamplingConfig
 
@@ -61,8 +63,16 @@ class Judge(Protocol):
 
     name: str
     """Of its features, for the names of figures."""
+    metric: str
+    """Name of a mean score among figures."""
     scores: str
     """What a mean score is, for tables."""
+    shares: bool
+    """Whether a score is 0 or 1, so that a mean of them is a share; else it is a cosine."""
+
+    def to(self, device: torch.device | str) -> object:
+        """Move the weights."""
+        ...
 
     def mark(self, prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> Marks:
         """Score each picture against its prompt, and take its features."""
@@ -79,10 +89,14 @@ class SceneJudge:
     Features are those of `ar_t2i.evaluation.extractors.load_extractor` under the same name.
     """
 
-    name, scores = "scenes", "right pictures"
+    name, metric, scores, shares = "scenes", "scene_score", "right pictures", True
 
     def __init__(self, verifier: SceneVerifier) -> None:
         self.verifier = verifier
+
+    def to(self, device: torch.device | str) -> object:
+        """See `Judge`."""
+        return self.verifier.to(device)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None) -> "SceneJudge":
@@ -105,6 +119,31 @@ class SceneJudge:
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         """See `Judge`."""
         return self.verifier.look(images)[1].double()
+
+
+class ClipJudge:
+    """CLIP: the cosine of picture and prompt, and the embeddings of pictures, of whatever they are.
+
+    Pictures are brought to the size and crop of all evaluations first.
+    """
+
+    name, metric, scores, shares = "clip", "clip_score", "CLIP cosine", False
+
+    def __init__(self, clip: ClipScorer) -> None:
+        self.clip = clip
+
+    def to(self, device: torch.device | str) -> object:
+        """See `Judge`."""
+        return self.clip.to(device)
+
+    def mark(self, prompts: Sequence[Prompt], images: Sequence[Image.Image]) -> Marks:
+        """See `Judge`."""
+        cosines, features_ND = self.clip.look(list(map(squared, images)), [prompt.text for prompt in prompts])
+        return Marks(torch.tensor(cosines, dtype=torch.float64), features_ND)
+
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        """See `Judge`."""
+        return self.clip.look(list(map(squared, images)))[1]
 
 
 def scene_prompts(number: int, seed: int) -> list[Prompt]:

@@ -51,6 +51,10 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         except (ValueError, TypeError) as error:
             hint = 'neither text nor {"id", "text", "category"}'
             raise ValueError(f"{path}, line {number}: {hint}: {error}") from error
+        if not all(isinstance(value, str) for value in (prompt.id, prompt.text, prompt.category)):
+            raise ValueError(f"{path}, line {number}: id, text and category are not all text")
+        if not isinstance(prompt.asked, Mapping | None):
+            raise ValueError(f"{path}, line {number}: asked is {prompt.asked!r}: expected a json object")
         if prompt.id in prompts:
             raise ValueError(f"{path}, line {number}: the id {prompt.id!r} comes twice")
         prompts[prompt.id] = prompt

@@ -29,7 +29,7 @@ from ar_t2i.data.shards import expand_sources, iterate_samples
 from ar_t2i.evaluation.alignment import ClipScorer
 from ar_t2i.evaluation.distribution import FeatureSet, compare, real_against_real
 from ar_t2i.evaluation.extractors import FeatureExtractor
-from ar_t2i.evaluation.harness import PROMPTS, draw_all, opened, round_to, suite_folder
+from ar_t2i.evaluation.harness import PROMPTS, draw_all, opened, round_to, suite_folder, weights_fingerprint
 from ar_t2i.evaluation.pictures import fingerprint, picture_name
 from ar_t2i.evaluation.prompts import Prompt, write_prompts
 from ar_t2i.evaluation.published import CC3M_ROWS, CC3M_SOURCE
@@ -56,6 +56,8 @@ class Measures:
     """Scores pictures by their captions, if given."""
     image_tokenizer: ImageTokenizer | None = None
     """Makes the floor, if given."""
+    weights: str = ""
+    """Tells the extractor's from others of its name."""
 
 
 def reference_pairs(data: Sequence[str], count: int, seed: int, dropped: Counter[str]) -> Iterator[Pair]:
@@ -146,7 +148,11 @@ def run_reference(
     write_prompts(folder / PROMPTS, prompts)
     drawn = draw_all(name, source, prompts, 1, folder)
     generated, results = FeatureSet(), []
-    measured_by = {"features": measures.extractor.name, "clip": measures.clip.name if measures.clip else None}
+    measured_by = {
+        "features": measures.extractor.name,
+        "weights": measures.weights,
+        "clip": weights_fingerprint(measures.clip.name) if measures.clip else None,
+    }
     for batch in _batched(iter(prompts), batch_size, f"{name}: measure", len(prompts)):
         images = [opened(folder / picture_name(prompt, 0)) for prompt in batch]
         keys = [prompt.id for prompt in batch]

@@ -214,7 +214,12 @@ class FolderSource:
         if not self.by_name and not self.by_text:
             raise ValueError(f"images={folder!r} holds no pictures: expected ID.png, or pictures with metadata.jsonl")
         self.name = self.folder.absolute().name
-        files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        told = [(text, path) for text, found in self.by_text.items() for path in found]
+        files = [
+            (text, str(path), path.stat().st_size, path.stat().st_mtime_ns)
+            for text, path in (*told, *(("", path) for path in paths))
+            if path.is_file()
+        ]
         self.settings = {"kind": "folder", "path": str(self.folder.absolute()), "files": _digest(files)}
         self.facts = {"path": folder, "model": "pictures from a folder"}
 
@@ -358,6 +363,5 @@ def _averaged(folder: Path) -> bool | None:
     """Whether the weights are a running mean of those in training; None where the bundle does not say."""
     if not (folder / MANIFEST).is_file():
         return None
-    said = read_json(folder / MANIFEST)
-    found = said.get("averaged", (said.get("training") or {}).get("averaged"))
+    found = read_json(folder / MANIFEST).get("averaged")
     return found if isinstance(found, bool) else None

@@ -7,20 +7,37 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from ar_t2i.bundles import VERIFIER, load_bundle, shipped_bundle, write_file, write_sampling
+from ar_t2i.bundles import VERIFIER, Bundle, load_bundle, shipped_bundle, write_file, write_sampling
+from ar_t2i.data.pictures import SCENES
+from ar_t2i.data.shards import expand_sources
 from ar_t2i.device import keep_freed_memory, pick_device
+from ar_t2i.evaluation.alignment import CLIP_FILES, ClipScorer
 from ar_t2i.evaluation.frechet import FeatureMoments
-from ar_t2i.evaluation.probe import Judge, Marks, SceneJudge, measure, random_numbers, real_scenes, scene_prompts
-from ar_t2i.evaluation.statistics import Share
+from ar_t2i.evaluation.pictures import fingerprint
+from ar_t2i.evaluation.probe import (
+    ClipJudge,
+    Judge,
+    Marks,
+    SceneJudge,
+    measure,
+    random_numbers,
+    real_scenes,
+    scene_prompts,
+)
+from ar_t2i.evaluation.prompts import Prompt, read_prompts
+from ar_t2i.evaluation.reference import reference_pairs
+from ar_t2i.evaluation.statistics import Share, mean_interval
 from ar_t2i.hub.names import resolve
 from ar_t2i.pipeline import TextToImagePipeline
 from ar_t2i.sampling.logits import SamplingConfig, Schedule, guidance_scales
@@ -43,7 +60,7 @@ class SweepConfig:
     """
 
     bundle: str = ""
-    """Bundle of scenes, a folder or Hub id (default: the one that comes with the package)."""
+    """Bundle, of scenes unless --clip is given, a folder or Hub id (default: the one that comes with the package)."""
     guidance: tuple[float, ...] = ()
     """Guidance scales; 1 is off."""
     schedule: tuple[Schedule, ...] = ()
@@ -60,10 +77,16 @@ class SweepConfig:
     """Numbers of most likely codes to keep; 0 keeps all."""
     top_p: tuple[float, ...] = ()
     """Chances that the codes to keep add up to; 1 keeps all."""
-    count: int = 200
-    """Prompts, a picture each in every setting."""
+    clip: str = ""
+    """CLIP that judges, a folder or Hub id, for a bundle of anything but scenes; it wants --reference too."""
+    prompts: str = ""
+    """With --clip, file of prompts, one a line or a prompts.jsonl (default: the captions of --reference)."""
+    reference: tuple[str, ...] = SCENES
+    """With --clip, true pictures with captions: tars, folders and tables as for preprocess."""
+    count: int = 500
+    """Prompts at most, a picture each in every setting."""
     reference_count: int = 1000
-    """Real pictures that the drawn ones are compared with."""
+    """Real pictures, at most, that the drawn ones are compared with."""
     seed: int = 0
     """Seed of prompts, random numbers and real pictures."""
     out: str = "sweep"
@@ -82,6 +105,11 @@ class SweepConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
+        files = self.reference != SCENES
+        if self.clip and not files:
+            raise ValueError(f"clip={self.clip!r} without true pictures: expected --reference with tars or a folder")
+        if not self.clip and (self.prompts or files):
+            raise ValueError("--prompts and --reference are for --clip: scenes have their own prompts and pictures")
 
 
 AXES = {
@@ -150,21 +178,17 @@ def sweep(config: SweepConfig) -> Choice:
     if config.write_best and (not config.bundle or folder.resolve() != Path(config.bundle).resolve()):
         raise ValueError("--write-best changes a bundle of your own: expected --bundle with its folder")
     bundle = load_bundle(folder)
-    judge = SceneJudge.from_pretrained(bundle.verifier)
-    size, wanted = bundle.image_tokenizer.image_size, judge.verifier.config.image_size
-    if size != wanted:
-        raise ValueError(f"the bundle draws pictures of {size} pixels, its verifier reads {wanted}")
+    test = _photos(config) if config.clip else _scenes(config, bundle)
+    judge, prompts = test.judge, test.prompts
     keep_freed_memory()
     device = pick_device(config.device)
     pipe, num_codes = TextToImagePipeline(bundle).to(device), bundle.image_tokenizer.num_codes
-    judge.verifier.to(device)
+    judge.to(device)
     settings = settings_of(config, bundle.sampling, num_codes)
-    prompts = scene_prompts(config.count, config.seed)
     captions, uniform_NT = pipe.encode_prompts([prompt.text for prompt in prompts]), None
     facts = {
-        "bundle": fingerprint_of(folder, "*.safetensors", "tokenizer.json", "image_tokenizer/*.*"),
-        "verifier": fingerprint_of(bundle.verifier or shipped_bundle() / VERIFIER, "*.safetensors", "config.json"),
-        "features": judge.name, "scores": judge.scores, "count": config.count,
+        "bundle": fingerprint_of(folder, "*.safetensors", "tokenizer.json", "image_tokenizer/*.*"), **test.facts,
+        "features": judge.name, "scores": judge.scores, "count": len(prompts),
         "reference_count": config.reference_count, "seed": config.seed,
     }  # fmt: skip
     path = Path(config.out) / "sweep.json"
@@ -174,8 +198,8 @@ def sweep(config: SweepConfig) -> Choice:
             continue
         started = time.perf_counter()
         if reference is None or uniform_NT is None:
-            reference = real_scenes(judge, config.reference_count, config.seed, config.batch_size)
-            uniform_NT = random_numbers(config.count, num_codes, config.seed)
+            reference = test.real()
+            uniform_NT = random_numbers(len(prompts), num_codes, config.seed)
         marks = measure(pipe, judge, prompts, captions, sampling, uniform_NT, config.batch_size)
         measured[sampling] = summary(sampling, marks, reference, config.seed)
         write_sweep(path, facts, measured)
@@ -193,6 +217,73 @@ def sweep(config: SweepConfig) -> Choice:
     elif config.write_best:
         print(f"{folder}: the default stays {shown(bundle.sampling)}")
     return choice
+
+
+@dataclass(frozen=True)
+class Test:
+    """What all settings are measured by."""
+
+    judge: Judge
+    prompts: Sequence[Prompt]
+    real: Callable[[], FeatureMoments]
+    """Reads the real pictures; the judge is where it computes by then."""
+    facts: Mapping[str, Any]
+    """What tells it from others."""
+
+
+def _scenes(config: SweepConfig, bundle: Bundle) -> Test:
+    judge = SceneJudge.from_pretrained(bundle.verifier)
+    size, wanted = bundle.image_tokenizer.image_size, judge.verifier.config.image_size
+    if size != wanted:
+        raise ValueError(
+            f"the bundle draws pictures of {size} pixels, its verifier reads {wanted}; for anything but scenes give "
+            "--clip and --reference"
+        )
+    folder = bundle.verifier or shipped_bundle() / VERIFIER
+    return Test(
+        judge,
+        scene_prompts(config.count, config.seed),
+        lambda: real_scenes(judge, config.reference_count, config.seed, config.batch_size),
+        {"verifier": fingerprint_of(folder, "*.safetensors", "config.json")},
+    )
+
+
+def _photos(config: SweepConfig) -> Test:
+    """The reference's pictures are read once more for their features, so that a sweep that is done reads none."""
+    folder = resolve(config.clip, CLIP_FILES)
+    judge = ClipJudge(ClipScorer.from_pretrained(folder))
+    shards = expand_sources(config.reference)
+    if config.prompts:
+        prompts = read_prompts(config.prompts)[: config.count]
+    else:
+        prompts = [prompt for prompt, _ in reference_pairs(config.reference, config.count, config.seed, Counter())]
+    if len(prompts) < 2:
+        raise ValueError(
+            f"{len(prompts)} prompts in {config.prompts or ' '.join(config.reference)}: expected at least 2"
+        )
+
+    def real() -> FeatureMoments:
+        moments, dropped = FeatureMoments(), Counter[str]()
+        pairs = reference_pairs(config.reference, config.reference_count, config.seed, dropped)
+        while batch := list(islice(pairs, config.batch_size)):
+            moments.add(judge.features([Image.fromarray(picture) for _, picture in batch]))
+        if moments.count < 2:
+            raise ValueError(
+                f"{moments.count} pictures with captions in {' '.join(config.reference)}, dropped: "
+                f"{dict(dropped) or 'none'}; expected at least 2"
+            )
+        return moments
+
+    return Test(
+        judge,
+        prompts,
+        real,
+        {
+            "clip": fingerprint_of(folder, "*.safetensors", "*.json"),
+            "prompts": fingerprint([prompt.text for prompt in prompts]),
+            "reference": fingerprint([[shard.name, shard.fingerprint] for shard in shards]),
+        },
+    )
 
 
 def fingerprint_of(folder: Path, *patterns: str) -> str:
@@ -279,7 +370,7 @@ def table(settings: Sequence[Setting], choice: Choice, judge: Judge) -> list[str
         marks = [name for name in ("best", "default") if setting == getattr(choice, name)]
         spread = 2 * np.std(setting.distances, ddof=1)
         lines.append(
-            f"| {shown(setting.sampling)} | {_alignment(setting)} | {setting.distance:.3f} ± {spread:.3f} | "
+            f"| {shown(setting.sampling)} | {_alignment(setting, judge)} | {setting.distance:.3f} ± {spread:.3f} | "
             f"{', '.join(marks)} |"
         )
     return lines
@@ -292,23 +383,24 @@ def plot(settings: Sequence[Setting], choice: Choice, judge: Judge, path: Path) 
 
     figure = Figure(figsize=(8, 5.5), dpi=120, layout="constrained")
     axes = figure.subplots()
+    factor = 100 if judge.shares else 1
     curves: dict[str, list[Setting]] = {}
     for setting in settings:
         curves.setdefault(_curve(setting.sampling), []).append(setting)
     for label, curve in curves.items():
         curve.sort(key=lambda setting: setting.sampling.guidance_scale)
-        axes.plot([each.distance for each in curve], [100 * each.alignment for each in curve], "o-", label=label)
+        axes.plot([each.distance for each in curve], [factor * each.alignment for each in curve], "o-", label=label)
         for each in curve:
-            place = each.distance, 100 * each.alignment
+            place = each.distance, factor * each.alignment
             axes.annotate(f"{each.sampling.guidance_scale:g}", place, (4, 4), textcoords="offset points", fontsize=8)
     for name, marker, size in (("default", "s", 13), ("best", "*", 20)):
         chosen: Setting = getattr(choice, name)
         axes.plot(
-            chosen.distance, 100 * chosen.alignment, marker, markersize=size, fillstyle="none", color="black",
+            chosen.distance, factor * chosen.alignment, marker, markersize=size, fillstyle="none", color="black",
             label=f"{name}: {shown(chosen.sampling)}", linestyle="none",
         )  # fmt: skip
     axes.set_xlabel(f"Frechet distance to real pictures ({judge.name}), lower is better")
-    axes.set_ylabel(f"{judge.scores}, %")
+    axes.set_ylabel(f"{judge.scores}, %" if judge.shares else judge.scores)
     axes.set_title(f"{len(choice.default.scores)} prompts; numbers are guidance scales", fontsize=10)
     axes.legend(fontsize=8)
     FigureCanvasAgg(figure).print_png(path)
@@ -358,9 +450,11 @@ def _curve(sampling: SamplingConfig) -> str:
     return guided.removeprefix("guidance 2 ")
 
 
-def _alignment(setting: Setting) -> str:
+def _alignment(setting: Setting, judge: Judge) -> str:
+    if not judge.shares:
+        return str(mean_interval(setting.scores, 0))
     return str(Share(round(sum(setting.scores)), len(setting.scores)))
 
 
 def _told(setting: Setting, judge: Judge) -> str:
-    return f"{shown(setting.sampling)}: {_alignment(setting)} {judge.scores}, distance {setting.distance:.3f}"
+    return f"{shown(setting.sampling)}: {_alignment(setting, judge)} {judge.scores}, distance {setting.distance:.3f}"

@@ -39,6 +39,10 @@ The configuration of the run:
 SCORES = {
     "validation_image_loss": "image loss on unseen pictures, nats a code",
     "validation_text_loss": "text loss on their captions, nats an id",
+    "validation_scene_score": "share of drawn pictures that show what unseen captions ask for",
+    "validation_frechet_scenes": "Frechet distance of their features (scene verifier's) to those of real scenes",
+    "validation_clip_score": "likeness of drawn pictures to unseen captions, CLIP's cosine",
+    "validation_frechet_clip": "Frechet distance of their features (CLIP's) to those of unseen pictures",
     "image_loss_unigram": "image loss of a model that knows only how frequent each code is",
     "image_loss_chance": "image loss of a model that guesses",
 }
@@ -69,7 +73,7 @@ def run_card(
     if strips:
         pictures["samples.png"] = _stacked(strips)
         samples = f"\n![samples](samples.png)\n\nFrom top to bottom: {'; '.join(map(plain, prompts))}.\n"
-    measured = [record for record in records if "validation_image_loss" in record]
+    measured = [record for record in records if any(name.startswith("validation_") for name in record)]
     if measured:
         pictures["curves.png"] = draw_curves(records)
         last = {name: value for record in records for name, value in record.items()}

@@ -161,8 +161,9 @@ class DecoderTask:
             has_validation = bool(config.data.validation_split)
             self.validation = self._dataset(config.data.validation_split, False) if has_validation else None
         _check_same_tokenizer(config.data.dataset, self.image_tokenizer)
-        parts = self.vocabulary, self.image_tokenizer, config.samples.sampling
-        self.drawn = DrawnValidation(config.validation, *parts) if config.validation.prompts else None
+        parts = self.vocabulary, self.image_tokenizer, config.samples.sampling, self.validation
+        with accelerator.main_process_first():
+            self.drawn = DrawnValidation(config.validation, *parts) if config.validation.prompts else None
         if self.rows.truncated:
             cut, longest = f"{self.rows.truncated:,} of {len(self.rows):,}", config.data.max_caption_length
             accelerator.print(f"{cut} captions are cut to {longest} ids")
@@ -301,7 +302,13 @@ class DecoderTask:
             trained = copy.deepcopy(trained).bfloat16()
         model: Any = trained
         parts = model, self.vocabulary, self.image_tokenizer, samples, card
-        bundle = save_bundle(self.output / "bundle", *parts, words=self.words, pictures=pictures)
+        bundle = save_bundle(
+            self.output / "bundle",
+            *parts,
+            words=self.words,
+            averaged=config.optim.ema_decay > 0,
+            pictures=pictures,
+        )
         every, last = self.config.hub.every, self.config.loop.steps
         checkpoint = self.output / "checkpoints" / f"step-{step:06d}"
         if self.publisher and every and step % every == 0 and step < last and checkpoint.exists():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import pre_tokenizers
 
 from ar_t2i.evaluation.alignment import ClipScorer
 
@@ -12,24 +11,8 @@ TEXTS = ["a red bird", "two blue boats on the sea", "a house"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    entries = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    CLIPTokenizer(vocab={entry: i for i, entry in enumerate(entries)}, merges=[]).save_pretrained(folder)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"bos_token_id": len(entries) - 2, "eos_token_id": len(entries) - 1, "pad_token_id": len(entries) - 1}
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config={**small, **ends, "vocab_size": len(entries)},
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-        projection_dim=12,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+def folder(clip_folder):
+    return clip_folder
 
 
 def pictures():

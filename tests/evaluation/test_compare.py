@@ -56,12 +56,17 @@ def test_what_differs_is_shown_side_by_side(two, tmp_path):
     assert text.count("<img ") == 8 and "http" not in text.replace("http-equiv", "")
 
 
-def test_only_what_all_have_counts(two, tmp_path):
+def test_only_what_all_have_counts(two, tmp_path, capsys):
     """More prompts or rounds in one of them are left out, and said to be."""
     paint(tmp_path / "more", SECOND, name="more", count=6, rounds=2)
     (part,) = compare(CompareConfig(reports=(two[0], str(tmp_path / "more")), out=str(tmp_path / "out")))["suites"]
     assert (part["prompts"], part["pictures"], part["left_out"]) == (8, 8, [0, 16])
     assert part["differences"][0]["right"]["value"] == pytest.approx(2 / 8)
+    said = (
+        "8 prompts, 8 pictures of each model; pictures left out, as not all have their prompts or rounds: 16 of more."
+    )
+    assert all(said in (tmp_path / "out" / name).read_text() for name in ("compare.md", "compare.html"))
+    assert said in capsys.readouterr().out
 
 
 def test_rounds_of_a_prompt_do_not_count_as_prompts(tmp_path):
@@ -169,6 +174,16 @@ def test_votes_that_do_not_count(two, tmp_path, capsys):
     assert main(["evaluate", "blind", *two, "--result", str(votes)]) == 2
     assert main(["evaluate", "blind", *two, "--result", str(tmp_path / "none.csv")]) == 2
     assert main(["evaluate", "blind", two[0], "--out", str(out)]) == 2
+
+
+@pytest.mark.parametrize("picture", ["../../../secret.png", "/etc/secret.png"])
+def test_a_report_shows_no_pictures_from_elsewhere(two, tmp_path, picture):
+    path = tmp_path / "two" / "scenes/paint/results.jsonl"
+    path.write_text(path.read_text().replace("pictures/ball-01-0.png", picture))
+    with pytest.raises(ValueError, match=f"names '{picture}', which lies outside of"):
+        compare(CompareConfig(reports=two, out=str(tmp_path / "out")))
+    with pytest.raises(ValueError, match="which lies outside of"):
+        blind(BlindConfig(reports=two, out=str(tmp_path / "blind.html")))
 
 
 def test_pictures_that_are_gone(two, tmp_path):

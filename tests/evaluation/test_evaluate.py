@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from PIL import Image
 
 from ar_t2i.cli import main
 from ar_t2i.evaluation.evaluate import EvaluateConfig, evaluate
-from ar_t2i.evaluation.harness import by_detector, run_suite, suite_folder
-from ar_t2i.evaluation.pictures import check_ids
+from ar_t2i.evaluation.harness import by_detector, run_suite, suite_folder, weights_fingerprint
+from ar_t2i.evaluation.pictures import check_ids, draw_missing
 from ar_t2i.evaluation.prompts import Prompt, read_prompts
 from ar_t2i.evaluation.results import read_results
-from ar_t2i.evaluation.sources import BundleSource, FolderSource, seed_of, squared
+from ar_t2i.evaluation.sources import BundleSource, FolderSource, RendererSource, seed_of, squared
+from ar_t2i.evaluation.suites.asked import check_asked
 from ar_t2i.evaluation.suites.catalogue import SUITES
 from ar_t2i.infer import InferConfig, infer
 
@@ -193,6 +195,34 @@ def test_pictures_by_metadata(tmp_path):
         drawn(tmp_path)
 
 
+def test_a_folder_that_changes_is_another_source(tmp_path):
+    """Pictures of a table's folders below, and the table itself, are told as well; so nothing stale is kept."""
+    (tmp_path / "below").mkdir()
+    seen = []
+    for color, words in (("red", "a red ball"), ("blue", "a red ball"), ("blue", "a blue ball")):
+        solid(color, (256 if color == "red" else 255, 256)).save(tmp_path / "below" / "x.png")
+        (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "below/x.png", "text": words}) + "\n")
+        seen.append(FolderSource(str(tmp_path)).settings["files"])
+    assert len(set(seen)) == 3 and FolderSource(str(tmp_path)).settings["files"] == seen[-1]
+
+
+def test_what_is_asked_for_tells_pictures_apart(tmp_path):
+    """The renderer draws what is asked for, which may change under one text."""
+    source, asked = RendererSource(0), {"objects": [{"count": 1, "kind": "bird", "color": "red"}]}
+    first = Prompt(id="a", text="a bird", category="x", asked=asked)
+    other = replace(first, asked={"objects": [{"count": 1, "kind": "bird", "color": "blue"}]})
+    drawn = [len(list(draw_missing(source, [prompt], 0, tmp_path))) for prompt in (first, first, other)]
+    assert drawn == [1, 0, 1]
+
+
+def test_weights_are_told_by_what_they_hold(tmp_path):
+    for name, content in (("one", b"a"), ("two", b"b"), ("copy", b"a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    one, two, copy = (weights_fingerprint(tmp_path / name) for name in ("one", "two", "copy"))
+    assert one == copy != two and weights_fingerprint("owner/name") == "owner/name"
+
+
 def test_pictures_of_infer_know_their_prompt(tmp_path, capsys):
     paths = infer(InferConfig(prompt=("a red ball", "a blue ball"), num_images=2, out=str(tmp_path)))
     source = FolderSource(str(tmp_path))
@@ -297,6 +327,7 @@ def test_help_tells_the_other_verbs(capsys):
         (["--count", "0"], "count=0: expected at least 1"),
         (["--rounds", "0"], "rounds=0: expected at least 1"),
         (["--seed", "-1"], "seed=-1: expected 0 to"),
+        (["--prompts", "x", "--count", "3"], "count=3 with prompts='x': a file is taken whole"),
         (["--prompts", "/none"], "cannot read prompts from '/none'"),
         (["--top-p", "2"], "top_p=2.0"),
         (["--verifier", "/none"], "no scene verifier at '/none'"),
@@ -318,7 +349,53 @@ def test_prompts_that_ask_for_nothing(tmp_path, capsys):
     (tmp_path / "lines.txt").write_text("a red ball\n")
     command = ["evaluate", "--suite", SUITE, "--prompts", str(tmp_path / "lines.txt"), "--out", str(tmp_path / "out")]
     assert main(command) == 2
-    assert "line-00001 does not say what must be seen" in capsys.readouterr().err
+    assert "cannot score line-00001: it does not say what must be seen" in capsys.readouterr().err
+
+
+RED = {"count": 1, "kind": "bird", "color": "red"}
+
+
+@pytest.mark.parametrize(
+    ("suite", "asked", "message"),
+    [
+        ("scenes/basic", {"things": []}, '"asked" has no list "objects"'),
+        ("scenes/basic", {"objects": [3]}, 'one of "objects" is 3'),
+        ("scenes/basic", {"objects": [{"kind": "bird"}]}, "a count is None: expected an integer"),
+        ("scenes/basic", {"objects": [{"count": True, "kind": "bird"}]}, "a count is True: expected an integer"),
+        ("scenes/basic", {"objects": [{"count": 1, "kind": ["bird"]}]}, "a kind is ['bird']: expected one of"),
+        ("photos/multigen", {"objects": [{"count": 1, "kind": "dragon"}]}, "a kind is 'dragon': expected one of"),
+        ("scenes/binding", {"objects": [{"count": 1, "kind": "bird"}]}, "a color is 'missing': expected null or"),
+        ("scenes/binding", {"objects": [RED]}, "does not ask for two things, each in a colour"),
+        ("scenes/binding", {"objects": [RED, {**RED, "color": None}]}, "does not ask for two things, each in a col"),
+        ("scenes/spatial", {"objects": [RED, RED]}, "does not ask for one relation"),
+        ("scenes/spatial", {"objects": [RED, RED], "relations": [[0, "near", 1]]}, "a relation is [0, 'near', 1]"),
+        ("scenes/spatial", {"objects": [RED, RED], "relations": [[0, "on", 2]]}, "is not between two of the 2"),
+        ("scenes/geneval", {"objects": [RED, RED], "relations": [[0, "on", 1]]}, "asks for 'on': geneval scores left"),
+        ("scenes/geneval", {"objects": [RED], "relations": {}}, '"relations" are {}'),
+        ("scenes/basic", {"objects": [RED], "place": "moon"}, "the place is 'moon': expected one of"),
+        ("scenes/basic", {"objects": [{**RED, "size": "huge"}]}, "size 'huge' is not known"),
+        ("scenes/basic", [], "line 1: asked is []: expected a json object"),
+        ("photos/binding", {"objects": [RED, RED]}, "asks for colours, which CLIP says in photos: give --clip"),
+    ],
+)
+def test_prompts_of_a_wrong_form(suite, asked, message, tmp_path, capsys):
+    prompt = {"id": "mine", "text": "a red bird", "category": "all", "asked": asked}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(prompt) + "\n")
+    command = ["evaluate", "--suite", suite, "--prompts", str(tmp_path / "mine.jsonl")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and message in error[0] and not (tmp_path / "out").exists(), error
+
+
+def test_all_prompts_of_a_suite_have_its_form():
+    checked = 0
+    for suite in SUITES.values():
+        for prompt in suite.prompts(2, 0):
+            check_asked(suite, prompt)
+            checked += 1
+    assert checked > 60
+    with pytest.raises(ValueError, match="asks for colours"):
+        evaluate(EvaluateConfig(suite=("photos/geneval",), detector="/none", out="/none"))
 
 
 def test_ids_are_file_names():

@@ -90,7 +90,11 @@ def test_the_verb_and_its_page(tmp_path, capsys):
     assert [row["what"] for row in report["suites"][0]["rows"]] == ["generated", "floor", "real"]
     text = (out / "report.html").read_text()
     assert "image tokenizer&#x27;s reconstruction (floor)" in text and text.count("<img ") == 12
-    assert "real against real" in (out / "report.md").read_text() and "real against real" in capsys.readouterr().out
+    printed, kept = capsys.readouterr().out, (out / "report.md").read_text()
+    assert "real against real" in kept and "real against real" in printed
+    assert printed.count("need at least 257 pictures") == kept.count("need at least 257 pictures") == 1
+    assert kept.count(", not meaningful |") == text.count("<small>not meaningful</small>") == 3
+    assert "frechet_scenes, not meaningful</span>" in text
     evaluate(EvaluateConfig(**options, renderer=True, out=str(tmp_path / "perfect")))
     found = compare(CompareConfig(reports=(str(out), str(tmp_path / "perfect")), out=str(tmp_path / "both")))
     assert [row["name"].partition(":")[0] for row in found["suites"][0]["rows"]] == ["shipped"] * 3 + ["renderer"]
@@ -111,3 +115,10 @@ def test_the_verb_and_its_page(tmp_path, capsys):
 def test_wrong_input(options, message, tmp_path, capsys):
     assert main(["evaluate", *options, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_cc3m_wants_the_clip_of_the_papers(tar, clip_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ar_t2i.evaluation.evaluate.load_extractor", lambda *arguments: MEAN)
+    options = {"suite": ("cc3m",), "reference": (tar,), "out": str(tmp_path / "out")}
+    with pytest.raises(ValueError, match="is no ViT-B/32, which suite=cc3m compares with papers by"):
+        evaluate(EvaluateConfig(**options, clip=str(clip_folder)))

@@ -1,6 +1,7 @@
 """The sweep over sampling settings: the grid, going on, the choice and what is written."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,13 @@ from PIL import Image
 from ar_t2i.bundles import MANIFEST, load_bundle, save_bundle, write_sampling
 from ar_t2i.cli import main
 from ar_t2i.evaluation import sweep
-from ar_t2i.evaluation.probe import Marks
+from ar_t2i.evaluation.alignment import ClipScorer
+from ar_t2i.evaluation.frechet import FeatureMoments, frechet_distance
+from ar_t2i.evaluation.probe import ClipJudge, Marks, random_numbers
+from ar_t2i.evaluation.reference import reference_pairs
+from ar_t2i.evaluation.sources import squared
 from ar_t2i.evaluation.sweep import Setting, SweepConfig, choose, settings_of, sign_test
+from ar_t2i.pipeline import TextToImagePipeline, to_uint8
 from ar_t2i.sampling.logits import SamplingConfig
 
 DEFAULT = SamplingConfig(guidance_scale=2)
@@ -74,19 +80,18 @@ def measured(monkeypatch):
     drawn = []
 
     class Eyes:
-        name, scores = "test", "right pictures"
+        name, metric, scores, shares = "test", "score", "right pictures", True
 
         class verifier:
             class config:
                 image_size = 64
 
-            @staticmethod
-            def to(device):
-                pass
-
         @classmethod
         def from_pretrained(cls, folder):
             return cls()
+
+        def to(self, device):
+            pass
 
         def features(self, images):
             return torch.randn(len(images), 3, generator=torch.Generator().manual_seed(len(images))).double()
@@ -123,6 +128,47 @@ def test_a_sweep_goes_on_and_writes_the_best(bundle, measured, tmp_path, capsys,
     assert not [path for path in (*out.iterdir(), *bundle.iterdir()) if path.name.startswith(".")]
 
 
+@pytest.fixture
+def photos(tmp_path):
+    """Captioned pictures that are no scenes."""
+    folder, rng = tmp_path / "photos", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a red bird {number}")
+    return str(folder)
+
+
+def test_clip_judges_a_bundle_of_photos(bundle, photos, clip_folder, tmp_path, capsys):
+    """The score of a setting is the cosine of its pictures; its distance is that to the reference's."""
+    (tmp_path / "prompts.txt").write_text("a blue fish\na red bird\na bird\n")
+    small = ["--bundle", str(bundle), "--clip", str(clip_folder), "--reference", photos, "--count", "3"]
+    command = ["evaluate", "sweep", *small, "--prompts", str(tmp_path / "prompts.txt"), "--guidance", "1"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    stored = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    pipe, scorer = TextToImagePipeline.from_pretrained(bundle), ClipScorer.from_pretrained(clip_folder)
+    texts, uniform = ["a blue fish", "a red bird", "a bird"], random_numbers(3, 32, 0)
+    real = FeatureMoments()
+    pixels = [pixels for _, pixels in reference_pairs((photos,), 0, 0, Counter())]
+    real.add(ClipJudge(scorer).features([Image.fromarray(each) for each in pixels]))
+    checked = 0
+    for setting in stored["settings"]:
+        codes = pipe.draw_codes(pipe.encode_prompts(texts), SamplingConfig(**setting["sampling"]), uniform)
+        images = [squared(Image.fromarray(each)) for each in to_uint8(pipe.decode(codes))]
+        assert setting["scores"] == pytest.approx(scorer.score(images, texts), abs=1e-6)
+        drawn = FeatureMoments()
+        drawn.add(ClipJudge(scorer).features(images))
+        assert setting["distance"] == pytest.approx(frechet_distance(drawn, real), rel=1e-5)
+        checked += 1
+    assert checked == 2 and "| CLIP cosine | Frechet distance (clip) |" in said and " %" not in said.splitlines()[0]
+    assert (tmp_path / "out" / "sweep.png").is_file()
+    assert main(["evaluate", "sweep", *small, "--out", str(tmp_path / "out")]) == 2
+    assert "holds another sweep: prompts was" in capsys.readouterr().err
+    assert main(["evaluate", "sweep", *small, "--out", str(tmp_path / "captions")]) == 0
+    assert json.loads((tmp_path / "captions" / "sweep.json").read_text())["facts"]["count"] == 3
+
+
 def test_what_does_not_fit_is_refused(bundle, measured, tmp_path, capsys):
     small = ["--count", "4", "--reference-count", "8", "--out", str(tmp_path / "out")]
     for arguments, message in (
@@ -131,6 +177,9 @@ def test_what_does_not_fit_is_refused(bundle, measured, tmp_path, capsys):
         (["--bundle", str(bundle), "--schedule", "cosin"], "did you mean cosine"),
         (["--bundle", str(bundle), "--top-p", "2"], "top_p=2.0: expected more than 0"),
         (["--bundle", str(bundle), "--count", "1"], "count=1: expected at least 2"),
+        (["--bundle", str(bundle), "--clip", "x"], "clip='x' without true pictures: expected --reference"),
+        (["--bundle", str(bundle), "--prompts", "x"], "--prompts and --reference are for --clip"),
+        (["--bundle", str(bundle), "--clip", str(bundle), "--reference", str(tmp_path)], "no CLIP can be loaded"),
     ):
         assert main(["evaluate", "sweep", *small, *arguments]) == 2
         assert message in capsys.readouterr().err, arguments

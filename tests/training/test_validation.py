@@ -1,20 +1,31 @@
 """Pictures judged while training: they change nothing, and figures do not depend on the number of processes."""
 
+import launch
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from ar_t2i.bundles import load_bundle
 from ar_t2i.config import build
+from ar_t2i.data.dataset import load_rows
 from ar_t2i.data.scenes import COLORS, KINDS, PLACES
 from ar_t2i.evaluation import probe
+from ar_t2i.evaluation.alignment import ClipScorer
+from ar_t2i.evaluation.frechet import FeatureMoments
+from ar_t2i.evaluation.probe import ClipJudge
+from ar_t2i.evaluation.prompts import Prompt
 from ar_t2i.evaluation.reader import ReaderConfig, SceneReader
 from ar_t2i.evaluation.scenes import SceneVerifier
+from ar_t2i.pipeline import TextToImagePipeline, to_uint8
+from ar_t2i.slots import SlotConfig, SlotTokenizer
 from ar_t2i.training import validation
 from ar_t2i.training.trackers import read_metrics
 from ar_t2i.training.validation import DrawnValidation, ValidationConfig
 
 FIGURES = "validation_scene_score", "validation_frechet_scenes"
+CLIP_FIGURES = "validation_clip_score", "validation_frechet_clip"
 
 
 @pytest.fixture
@@ -30,9 +41,9 @@ def judged(tmp_path, monkeypatch):
     return {"prompts": 5, "real_pictures": 9, "verifier": str(tmp_path / "verifier")}
 
 
-def figures(output) -> list[list[float]]:
-    records = [record for record in read_metrics(output / "metrics.jsonl") if FIGURES[0] in record]
-    return [[record[name] for name in FIGURES] for record in records]
+def figures(output, names=FIGURES) -> list[list[float]]:
+    records = [record for record in read_metrics(output / "metrics.jsonl") if names[-1] in record]
+    return [[record[name] for name in names] for record in records]
 
 
 def test_a_run_with_judged_pictures_has_the_same_weights(train_run, judged, tmp_path):
@@ -52,6 +63,57 @@ def test_a_run_with_judged_pictures_has_the_same_weights(train_run, judged, tmp_
         build(ValidationConfig, judged), bundle.vocabulary, bundle.image_tokenizer, bundle.sampling
     )
     assert list(suite.measure(bundle.model, Ranks(0, 1)).values()) == pytest.approx(figures(seen)[-1], rel=1e-4)
+
+
+def test_clip_judges_a_model_of_anything(train_run, clip_folder):
+    """Captions of the validation split, and what the image tokenizer makes of its codes."""
+    options = {"prompts": 4, "real_pictures": 6, "clip": str(clip_folder)}
+    run = train_run(validation=options)
+    last = [record for record in read_metrics(run / "metrics.jsonl") if "validation_clip_score" in record][-1]
+    bundle, rows = load_bundle(run / "bundle"), load_rows(dataset_of(run), "validation")
+    pipe, judge = TextToImagePipeline(bundle), ClipJudge(ClipScorer.from_pretrained(clip_folder))
+    texts = rows["text"][:4]
+    codes = pipe.draw_codes(pipe.encode_prompts(texts), bundle.sampling, probe.random_numbers(4, 32, 0))
+    prompts = [Prompt(id=str(number), text=text, category="all") for number, text in enumerate(texts)]
+    marks = judge.mark(prompts, [Image.fromarray(each) for each in to_uint8(pipe.decode(codes))])
+    real = FeatureMoments()
+    painted = pipe.decode(torch.tensor(rows["image_tokens"][:6]))
+    real.add(judge.features([Image.fromarray(each) for each in to_uint8(painted)]))
+    assert last["validation_clip_score"] == pytest.approx(marks.alignment, abs=1e-5)
+    assert last["validation_frechet_clip"] == pytest.approx(marks.distance(real), rel=1e-3)
+    assert "CLIP's cosine" in (run / "bundle" / "README.md").read_text()
+    with pytest.raises(ValueError, match="the validation split has 0 captions to draw"):
+        train_run(output="none", validation=options, data={"validation_split": ""})
+    with pytest.raises(ValueError, match="no CLIP can be loaded"):
+        train_run(output="none", validation={**options, "clip": str(run)})
+    with pytest.raises(ValueError, match="verifier and validation.clip are given"):
+        train_run(output="none", validation={**options, "verifier": "x"})
+
+
+def dataset_of(run) -> str:
+    return yaml.safe_load((run / "config.yaml").read_text())["data"]["dataset"]
+
+
+@pytest.mark.parametrize("judge", ["scenes", pytest.param("clip", marks=pytest.mark.slow)])
+def test_two_processes_tell_the_same_as_one(judge, train_run, run_options, clip_folder, tmp_path):
+    """An uneven number of pictures, from a tokenizer of random weights that paints as large as the verifier reads."""
+    torch.manual_seed(0)
+    small = {"code_dim": 2, "stage_widths": (8, 8, 8, 8), "regions": (2, 2), "unmixer_width": 16}
+    SlotTokenizer(SlotConfig(image_size=256, **small)).save_pretrained(tmp_path / "painter")
+    options = {
+        **run_options,
+        "image_tokenizer": str(tmp_path / "painter"),
+        "loop": {**run_options["loop"], "steps": 2, "evaluate_every": 1},
+        "samples": {"prompts": []},
+        "validation": {"prompts": 5, "real_pictures": 7, "clip": str(clip_folder) if judge == "clip" else ""},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(options))
+    launch.launch(tmp_path / "run.yaml", f"output={tmp_path / 'two'}", "data.batch_size=8", processes=2)
+    alone = train_run(**{**options, "output": str(tmp_path / "alone")})
+    names = ("validation_image_loss", *(FIGURES if judge == "scenes" else CLIP_FIGURES))
+    one, two = figures(alone, names), figures(tmp_path / "two", names)
+    assert len(one) == len(two) == 2 and two[0] == pytest.approx(one[0], rel=1e-5)
+    assert two[1] == pytest.approx(one[1], rel=2e-3)  # gradients are summed in another order
 
 
 class Ranks:

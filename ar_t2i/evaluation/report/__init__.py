@@ -52,7 +52,7 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     for part in report["suites"]:
         lines.append(f"{part['suite']}: {part['prompts']:,} prompts, {part['pictures']:,} pictures")
         if part.get("kind") == "distribution":
-            lines += [f"  {line}" for line in sets_lines(part)]
+            lines += [f"  {printable(line)}" for line in sets_lines(part)]
             continue
         rows = {**part["categories"], "all": part["figures"]}
         for name, figures in rows.items():

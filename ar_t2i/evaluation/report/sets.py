@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ar_t2i.evaluation.distribution import NOT_MEANINGFUL
 from ar_t2i.evaluation.report.page import cell, picture_uri, table
 
 _SHOWN = 160
@@ -42,9 +43,10 @@ def sets_table(part: Mapping[str, Any]) -> str:
 def sets_card(part: Mapping[str, Any]) -> str:
     """What stands on the card of the head."""
     figure = _value(part["rows"][0], part["headline"])
+    doubt = _doubt(part["rows"][0], part["headline"])
     others = " · ".join(f"{row['what']} {_said(_value(row, part['headline']))}" for row in part["rows"][1:])
     return (
-        f'<div class="big">{_said(figure)}<span class="unit"> {escape(part["headline"])}</span></div>'
+        f'<div class="big">{_said(figure)}<span class="unit"> {escape(part["headline"])}{doubt}</span></div>'
         f'<div class="soft">{escape(others)} · {part["pictures"]:,} pictures</div>'
     )
 
@@ -92,7 +94,7 @@ def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     for metric in metrics:
         value, found = _value(row, metric), row["figures"].get(metric)
         whole = isinstance(found, Mapping) and found["low"] is not None
-        small = f"{_said(found['low'])} to {_said(found['high'])}" if whole else ""
+        small = f"{_said(found['low'])} to {_said(found['high'])}" if whole else _doubt(row, metric).strip(", ")
         cells.append(cell(_said(value), "" if value is None else value, small))
     return [cell(row["name"], kind="text"), *cells, *counts]
 
@@ -120,8 +122,22 @@ def _long(row: Mapping[str, Any], metric: str) -> str:
     found = row["figures"].get(metric)
     if isinstance(found, Mapping) and found["low"] is not None:
         return f"{_said(found['value'])} ({_said(found['low'])} to {_said(found['high'])})"
-    return _said(_value(row, metric))
+    return _said(_value(row, metric)) + _doubt(row, metric)
+
+
+def _doubt(row: Mapping[str, Any], metric: str) -> str:
+    """What stands behind a figure that has an interval elsewhere, but not here."""
+    found = row["figures"].get(metric)
+    return f", {NOT_MEANINGFUL}" if isinstance(found, Mapping) and found["low"] is None else ""
 
 
 def _warnings(part: Mapping[str, Any]) -> list[str]:
-    return [f"{row['name']}: {warning}" for row in part["rows"] for warning in row["warnings"]]
+    """Each once, with the rows that it is about, if not all."""
+    about: dict[str, list[str]] = {}
+    for row in part["rows"]:
+        for warning in row["warnings"]:
+            about.setdefault(warning, []).append(row["name"])
+    return [
+        warning if len(names) == len(part["rows"]) else f"{', '.join(names)}: {warning}"
+        for warning, names in about.items()
+    ]

@@ -33,7 +33,7 @@ def side_by_side_text(comparison: Mapping[str, Any]) -> str:
     names = [model["name"] for model in comparison["models"]]
     lines = [f"# {' / '.join(names)}", ""]
     for part in comparison["suites"]:
-        lines += [f"## {part['suite']}", "", f"{part['prompts']:,} prompts, {part['pictures']:,} pictures of each", ""]
+        lines += [f"## {part['suite']}", "", f"{_shared(part, names)}.", ""]
         lines.append("| metric | " + " | ".join([*names, *(f"{name} - {names[0]}" for name in names[1:])]) + " |")
         lines.append("|---" * (2 * len(names)) + "|")
         if part["rows"]:
@@ -58,8 +58,7 @@ def _section(part: Mapping[str, Any], names: Sequence[str]) -> str:
     whole = [figures.get(headline) for figures in part["figures"]]
     parts = [
         f"<h2>{escape(part['suite'])}</h2>",
-        f'<p class="soft">{escape(part["about"])} {part["prompts"]:,} prompts, {part["pictures"]:,} pictures of '
-        "each model.</p>",
+        f'<p class="soft">{escape(part["about"])} {escape(_shared(part, names))}.</p>',
         f"<h3>{escape(headline.capitalize())}, by category</h3>",
         interval_plot({**rows, "all": whole}, names),
         "<h3>All metrics, shares in %</h3>",
@@ -72,6 +71,13 @@ def _section(part: Mapping[str, Any], names: Sequence[str]) -> str:
         shown = "".join(_pair(each, names) for each in part["apart"])
         parts.append(f'<h3>Where they differ most</h3><div class="pair">{shown}</div>')
     return "\n".join(parts)
+
+
+def _shared(part: Mapping[str, Any], names: Sequence[str]) -> str:
+    """What is compared, and what is not."""
+    said = f"{part['prompts']:,} prompts, {part['pictures']:,} pictures of each model"
+    out = [f"{count:,} of {name}" for count, name in zip(part["left_out"], names, strict=True) if count]
+    return f"{said}; pictures left out, as not all have their prompts or rounds: {', '.join(out)}" if out else said
 
 
 def _row(metric: str, part: Mapping[str, Any]) -> list[str]:

@@ -39,6 +39,8 @@ def score(prompt: Prompt, reading: Reading) -> Scores:
     colour. missing: one of them is not seen in any colour. objects: the share of the two that are seen in any colour.
     """
     assert prompt.asked is not None
+    if len(prompt.asked["objects"]) != 2 or not all(group["color"] for group in prompt.asked["objects"]):
+        raise ValueError(f"{prompt.id} does not ask for two things, each in a colour, which binding scores")
     first, second = prompt.asked["objects"]
     seen = {(each.kind, each.color) for each in reading.objects}
     kinds = {kind for kind, _ in seen}

@@ -103,7 +103,9 @@ def score(prompt: Prompt, reading: Reading) -> Scores:
     groups = prompt.asked["objects"]
     chosen = [_surest(reading, group) for group in groups]
     right = all(_fits(found, group) for found, group in zip(chosen, groups, strict=True))
-    for one, relation, other in prompt.asked["relations"]:
+    for one, relation, other in prompt.asked.get("relations", ()):
+        if relation not in POSITIONS:
+            raise ValueError(f"{prompt.id} asks for {relation!r}: geneval scores {', '.join(POSITIONS)}")
         right = right and all(
             relation in positions(first.box, second.box) for first in chosen[one] for second in chosen[other]
         )

@@ -68,6 +68,8 @@ def score(prompt: Prompt, reading: Reading) -> Scores:
     how well they are `placed`; less than 0.5, as where one of them is not seen, is 0.
     """
     assert prompt.asked is not None
+    if len(prompt.asked.get("relations", ())) != 1:
+        raise ValueError(f"{prompt.id} does not ask for one relation, which spatial scores")
     [[one, relation, other]] = prompt.asked["relations"]
     surest = {seen.kind: seen for seen in sorted(reading.objects, key=lambda seen: seen.score)}
     first, second = (surest.get(prompt.asked["objects"][index]["kind"]) for index in (one, other))
