@@ -200,6 +200,7 @@ def sweep(config: SweepConfig) -> Choice:
         if reference is None or uniform_NT is None:
             reference = test.real()
             uniform_NT = random_numbers(len(prompts), num_codes, config.seed)
+            print(*few(len(prompts), reference), sep="\n", end="", flush=True)
         marks = measure(pipe, judge, prompts, captions, sampling, uniform_NT, config.batch_size)
         measured[sampling] = summary(sampling, marks, reference, config.seed)
         write_sweep(path, facts, measured)
@@ -284,6 +285,17 @@ def _photos(config: SweepConfig) -> Test:
             "reference": fingerprint([[shard.name, shard.fingerprint] for shard in shards]),
         },
     )
+
+
+def few(count: int, reference: FeatureMoments) -> list[str]:
+    """What must be said of distances of so many pictures; nothing where they are enough."""
+    size, least = len(reference.mean_D), min(count, reference.count)
+    if least > size:
+        return []
+    return [
+        f"{least} pictures have fewer dimensions than their {size} features: distances are far too high and order "
+        f"settings only roughly; give --count and --reference-count of at least {2 * size}\n"
+    ]
 
 
 def fingerprint_of(folder: Path, *patterns: str) -> str:

@@ -202,3 +202,13 @@ def test_a_default_is_written_in_one_step(bundle, monkeypatch):
     assert load_bundle(bundle).sampling == DEFAULT, "a bundle from before there were schedules"
     with pytest.raises(ValueError, match="is no bundle"):
         write_sampling(bundle / "image_tokenizer", DEFAULT)
+
+
+def test_too_few_pictures_are_told():
+    moments = FeatureMoments()
+    moments.add(torch.randn(9, 4))
+    assert sweep.few(5, moments) == []
+    assert "4 pictures have fewer dimensions than their 4 features" in sweep.few(4, moments)[0]
+    few = FeatureMoments()
+    few.add(torch.randn(3, 4))
+    assert "of at least 8" in sweep.few(100, few)[0]
