@@ -111,7 +111,7 @@ class BundleSource:
         }
         model = read_json(folder / "config.json")
         self.facts = {
-            "path": str(bundle),
+            "path": "the one that comes with the package" if folder == shipped_bundle() else str(bundle),
             "model": str(model.get("model_type", "")),
             "hidden_size": model.get("hidden_size"),
             "layers": model.get("num_hidden_layers"),

@@ -109,7 +109,9 @@ def test_the_verb_and_its_page(tmp_path, capsys):
         (["--suite", "distribution", "--reference", "/none.tar"], "no file matches '/none.tar'"),
         (["--suite", "distribution", "--extractor", "eyes"], "no feature extractor is called 'eyes'"),
         (["--suite", "distribution", "--prompts", "x"], "are --reference's own"),
-        (["--suite", "distribution", "--count", "1"], "expected at least 2"),
+        (["--suite", "distribution", "--pictures", "1"], "expected at least 2"),
+        (["--suite", "distribution", "--count", "1"], "count=1: of whole sets give --pictures"),
+        (["--suite", "distribution", "--rounds", "2"], "rounds=2: whole sets hold one picture"),
     ],
 )
 def test_wrong_input(options, message, tmp_path, capsys):

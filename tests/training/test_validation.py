@@ -94,7 +94,8 @@ def dataset_of(run) -> str:
     return yaml.safe_load((run / "config.yaml").read_text())["data"]["dataset"]
 
 
-@pytest.mark.parametrize("judge", ["scenes", pytest.param("clip", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("judge", ["scenes", "clip"])
 def test_two_processes_tell_the_same_as_one(judge, train_run, run_options, clip_folder, tmp_path):
     """An uneven number of pictures, from a tokenizer of random weights that paints as large as the verifier reads."""
     torch.manual_seed(0)

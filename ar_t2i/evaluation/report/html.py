@@ -9,7 +9,7 @@ from ar_t2i.data.scenes import COLORS
 from ar_t2i.evaluation.report.page import cell, chips, facts_table, page, picture_uri, table
 from ar_t2i.evaluation.report.plots import bar, interval_plot
 from ar_t2i.evaluation.report.sets import sets_card, sets_section
-from ar_t2i.evaluation.report.words import interval, number, reading_words, source_facts, unit
+from ar_t2i.evaluation.report.words import interval, number, reading_words, scorer, source_facts, unit
 from ar_t2i.evaluation.sources import SIZE
 
 _SHOWN = 192
@@ -103,7 +103,7 @@ def _card(part: Mapping[str, Any]) -> str:
 def _section(part: Mapping[str, Any], out: Path) -> str:
     headline = part["headline"]
     rows = {name: [figures.get(headline)] for name, figures in part["categories"].items()}
-    scored = ", ".join(f"{name} {value}" for name, value in part["protocol"]["scored_by"].items())
+    scored = scorer(part["protocol"]["scored_by"])
     parts = [
         f'<h2 id="{_anchor(part)}">{escape(part["suite"])}</h2>',
         f'<p class="soft">{escape(part["about"])}</p>',

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ar_t2i.evaluation.report.sets import sets_lines
-from ar_t2i.evaluation.report.words import source_facts, spoken
+from ar_t2i.evaluation.report.words import scorer, source_facts, spoken
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -20,7 +20,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     for part in report["suites"]:
         lines += ["", f"## {part['suite']}", "", part["about"], ""]
         lines += sets_lines(part) if part.get("kind") == "distribution" else _categories(part)
-        scored = ", ".join(f"{name} {value}" for name, value in part["protocol"]["scored_by"].items())
+        scored = scorer(part["protocol"]["scored_by"])
         lines += ["", f"Prompts {part['protocol']['prompts']}; scored by {scored}."]
     lines += ["", "## What the figures hang on", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {_plain(value)} |" for name, value in source_facts(report).items()]

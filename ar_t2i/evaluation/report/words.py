@@ -65,3 +65,9 @@ def _tokenizer(settings: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     if "image_tokenizer" not in settings:
         return ""
     return f"{settings['image_tokenizer'][:16]}, {about['tokens_per_picture']} codes of {about['codebook']:,}"
+
+
+def scorer(facts: Mapping[str, Any]) -> str:
+    """What scores pictures, with what is known of it."""
+    known = [value if name == "name" else f"{name} {value}" for name, value in facts.items() if value is not None]
+    return ", ".join(map(str, known))
