@@ -1,5 +1,6 @@
 """The open-vocabulary detector: what it makes of a network's boxes and scores, with tiny random networks."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from ar_t2i.data.scenes import COLORS
 from ar_t2i.evaluation.detectors import MEAN, OpenVocabularyDetector, box_in_pixels, cropped_pixels, padded_pixels
+from ar_t2i.evaluation.evaluate import EvaluateConfig, evaluate
 from ar_t2i.evaluation.judge import box_overlap
 
 KINDS = ("cat", "dog", "kite")
@@ -147,3 +149,23 @@ def test_what_cannot_be_is_told(folders, tmp_path):
             OpenVocabularyDetector.from_pretrained(categories, folders["owlv2"], threshold=threshold)
     with pytest.raises(ValueError, match="Owlv2ForObjectDetection"):
         OpenVocabularyDetector.from_pretrained(KINDS, tmp_path)
+
+
+def test_suites_of_photos_run_from_prompts_to_a_report(folders, clip_folder, tmp_path):
+    """With networks of random weights, whose scores mean nothing; each figure is counted again from its lines."""
+    names = ("photos/geneval", "photos/binding", "photos/spatial", "photos/multigen")
+    networks = {"detector": str(folders["owlv2"]), "clip": str(folders["clip"])}
+    report = evaluate(EvaluateConfig(suite=names, count=1, out=str(tmp_path / "a"), **networks))
+    captions = tmp_path / "parti.tsv"
+    captions.write_text("Prompt\tCategory\na bird\tAnimals\na tall tower\tOutdoor Scenes\n", encoding="utf-8")
+    parti = evaluate(
+        EvaluateConfig(suite=(f"photos/parti:{captions}",), count=1, clip=str(clip_folder), out=str(tmp_path / "b"))
+    )
+    checked = 0
+    for out, part in [("a", part) for part in report["suites"]] + [("b", parti["suites"][0])]:
+        lines = (tmp_path / out / part["folder"] / "results.jsonl").read_text().splitlines()
+        scores = [json.loads(line)["scores"][part["headline"]] for line in lines]
+        assert len(scores) == part["pictures"] > 0
+        assert part["figures"][part["headline"]]["value"] == pytest.approx(sum(scores) / len(scores))
+        checked += 1
+    assert checked == 5 and (tmp_path / "a" / "report.html").stat().st_size > 10_000
