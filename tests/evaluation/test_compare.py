@@ -10,6 +10,7 @@ from evaluations import PAINT, paint
 from ar_t2i.cli import main
 from ar_t2i.evaluation.blind import COLUMNS, BlindConfig, blind
 from ar_t2i.evaluation.compare import CompareConfig, compare
+from ar_t2i.evaluation.report import side_by_side
 from ar_t2i.evaluation.results import read_results
 from ar_t2i.evaluation.statistics import paired_interval
 
@@ -190,3 +191,11 @@ def test_pictures_that_are_gone(two, tmp_path):
     shutil.rmtree(tmp_path / "two" / "scenes/paint/pictures")
     with pytest.raises(ValueError, match="cannot show the picture"):
         compare(CompareConfig(reports=two, out=str(tmp_path / "out")))
+
+
+def test_more_leakage_is_no_gain():
+    found = {"value": 0.2, "low": 0.1, "high": 0.3, "scale": "share"}
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "scale": "share", "interval": "bootstrap"}
+    for metric, kind in (("right", "yes"), ("leakage", "no"), ("missing", "no")):
+        part = {"headline": "right", "figures": [{metric: figure}] * 2, "differences": [{metric: found}]}
+        assert f'class="{kind}"' in side_by_side._row(metric, part)[-1]

@@ -10,6 +10,7 @@ from ar_t2i.evaluation.report.page import cell, facts_table, page, table
 from ar_t2i.evaluation.report.plots import interval_plot
 from ar_t2i.evaluation.report.sets import sets_lines, sets_table
 from ar_t2i.evaluation.report.words import interval, number, spoken
+from ar_t2i.evaluation.suites import FAULTS
 
 _SHOWN = 208
 
@@ -89,7 +90,8 @@ def _row(metric: str, part: Mapping[str, Any]) -> list[str]:
         if found is None:
             apart.append(cell("–", -9))
             continue
-        kind = "yes" if found["low"] > 0 else "no" if found["high"] < 0 else ""
+        gain, loss = ("no", "yes") if metric in FAULTS else ("yes", "no")
+        kind = gain if found["low"] > 0 else loss if found["high"] < 0 else ""
         apart.append(cell(number(found, sign="+"), found["value"], interval(found, "+"), kind))
     return [cell(metric), *values, *apart]
 

@@ -14,6 +14,10 @@ Scores = Mapping[str, float | None]
 the same for all its prompts."""
 
 
+FAULTS = ("leakage", "missing")
+"""Metrics of which less is better."""
+
+
 class Detector(Protocol):
     """Says what pictures show: `ar_t2i.evaluation.scenes.SceneVerifier`, or an open-vocabulary detector."""
 
