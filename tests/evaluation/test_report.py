@@ -85,7 +85,7 @@ def test_the_text_says_the_same(painted):
     for figures in (*part["categories"].values(), part["figures"]):
         line = next(line for line in text.splitlines() if all(f" {spoken(f)} |" in line for f in figures.values()))
         assert line.replace("\\|", "").count("|") == 2 + len(figures)
-    assert "37.5 % (13.7 to 69.4)" in text and "scored by name colors" in text
+    assert "37.5 % (13.7 to 69.4)" in text and "scored by colors" in text
     assert any("37.5 %" in line for line in summary(report))
 
 
