@@ -49,8 +49,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
                 else Prompt(id=f"line-{number:05d}", text=line.strip(), category="all")
             )
         except (ValueError, TypeError) as error:
-            hint = 'neither text nor {"id", "text", "category"}'
-            raise ValueError(f"{path}, line {number}: {hint}: {error}") from error
+            hint = 'expected text, or an object with "id", "text", "category" perhaps "asked", as evaluate keeps them'
+            raise ValueError(f"{path}, line {number}: {line.strip()[:60]!r}: {hint}") from error
         if not all(isinstance(value, str) for value in (prompt.id, prompt.text, prompt.category)):
             raise ValueError(f"{path}, line {number}: id, text and category are not all text")
         if not isinstance(prompt.asked, Mapping | None):

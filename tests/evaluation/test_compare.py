@@ -197,5 +197,10 @@ def test_more_leakage_is_no_gain():
     found = {"value": 0.2, "low": 0.1, "high": 0.3, "scale": "share"}
     figure = {"value": 0.5, "low": 0.4, "high": 0.6, "scale": "share", "interval": "bootstrap"}
     for metric, kind in (("right", "yes"), ("leakage", "no"), ("missing", "no")):
-        part = {"headline": "right", "figures": [{metric: figure}] * 2, "differences": [{metric: found}]}
+        part = {
+            "prompts": 20,
+            "headline": "right",
+            "figures": [{metric: figure}] * 2,
+            "differences": [{metric: found}],
+        }
         assert f'class="{kind}"' in side_by_side._row(metric, part)[-1]

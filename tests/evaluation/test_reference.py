@@ -93,7 +93,7 @@ def test_the_verb_and_its_page(tmp_path, capsys):
     printed, kept = capsys.readouterr().out, (out / "report.md").read_text()
     assert "real against real" in kept and "real against real" in printed
     assert printed.count("need at least 257 pictures") == kept.count("need at least 257 pictures") == 1
-    assert kept.count(", not meaningful |") == text.count("<small>not meaningful</small>") == 3
+    assert kept.count(", not meaningful |") == 4 and text.count("<small>not meaningful</small>") == 3
     assert "frechet_scenes, not meaningful</span>" in text
     evaluate(EvaluateConfig(**options, renderer=True, out=str(tmp_path / "perfect")))
     found = compare(CompareConfig(reports=(str(out), str(tmp_path / "perfect")), out=str(tmp_path / "both")))

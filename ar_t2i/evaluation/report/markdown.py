@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ar_t2i.evaluation.report.sets import sets_lines
+from ar_t2i.evaluation.report.sets import sets_headline, sets_lines
 from ar_t2i.evaluation.report.words import scorer, source_facts, spoken
 
 
@@ -11,7 +11,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The whole report, without pictures."""
     lines = [f"# Evaluation of {report['source']['name']}", ""]
     lines += ["| suite | metric | value (95 % interval) | prompts | pictures |", "|---|---|---|---|---|"]
-    for part in (part for part in report["suites"] if part.get("kind") != "distribution"):
+    for part in report["suites"]:
+        if part.get("kind") == "distribution":
+            lines.append(sets_headline(part))
+            continue
         headline = part["figures"].get(part["headline"])
         value = spoken(headline) if headline else "not asked"
         lines.append(

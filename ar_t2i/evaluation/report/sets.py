@@ -51,6 +51,13 @@ def sets_card(part: Mapping[str, Any]) -> str:
     )
 
 
+def sets_headline(part: Mapping[str, Any]) -> str:
+    """The row of the table on top of report.md."""
+    row, headline = part["rows"][0], part["headline"]
+    value = f"{_said(_value(row, headline))}{_doubt(row, headline)}"
+    return f"| {part['suite']} | {headline} | {value} | {part['prompts']:,} | {part['pictures']:,} |"
+
+
 def sets_lines(part: Mapping[str, Any]) -> list[str]:
     """The tables in Markdown."""
     metrics = metrics_of(part)

@@ -14,6 +14,9 @@ from ar_t2i.evaluation.suites import FAULTS
 
 _SHOWN = 208
 
+ENOUGH = 20
+"""Prompts from which on a bootstrap interval is taken at its word."""
+
 
 def side_by_side(comparison: Mapping[str, Any]) -> str:
     """The page of a comparison, as `ar_t2i.evaluation.compare` makes it."""
@@ -24,7 +27,7 @@ def side_by_side(comparison: Mapping[str, Any]) -> str:
         "<h2>Models</h2>",
         *(_model(model) for model in comparison["models"]),
         "<footer>Differences are paired: the same prompts, drawn with replacement together (bootstrap), 95 % "
-        "intervals. One whose interval does not hold zero is coloured.</footer>",
+        f"intervals. One whose interval does not hold zero is coloured, from {ENOUGH} prompts on.</footer>",
     ]
     return page("Comparison of " + ", ".join(names), "<main>" + "\n".join(body) + "</main>")
 
@@ -59,7 +62,7 @@ def _section(part: Mapping[str, Any], names: Sequence[str]) -> str:
     whole = [figures.get(headline) for figures in part["figures"]]
     parts = [
         f"<h2>{escape(part['suite'])}</h2>",
-        f'<p class="soft">{escape(part["about"])} {escape(_shared(part, names))}.</p>',
+        f'<p class="soft">{escape(part["about"].rstrip("."))}. {escape(_shared(part, names))}.</p>',
         f"<h3>{escape(headline.capitalize())}, by category</h3>",
         interval_plot({**rows, "all": whole}, names),
         "<h3>All metrics, shares in %</h3>",
@@ -91,7 +94,7 @@ def _row(metric: str, part: Mapping[str, Any]) -> list[str]:
             apart.append(cell("–", -9))
             continue
         gain, loss = ("no", "yes") if metric in FAULTS else ("yes", "no")
-        kind = gain if found["low"] > 0 else loss if found["high"] < 0 else ""
+        kind = "" if part["prompts"] < ENOUGH else gain if found["low"] > 0 else loss if found["high"] < 0 else ""
         apart.append(cell(number(found, sign="+"), found["value"], interval(found, "+"), kind))
     return [cell(metric), *values, *apart]
 
