@@ -340,6 +340,7 @@ def choose(settings: Sequence[Setting], default: Setting) -> Choice:
     gap = default.distance - best.distance
     spread = float(np.std(np.subtract(default.distances, best.distances), ddof=1))
     by_scores = better > worse and sign_test(better, worse) < doubt
+    traded = worse > better and sign_test(better, worse) < doubt
     by_distance = gap > NormalDist().inv_cdf(1 - doubt / 2) * spread
     words = (
         f"Best is {shown(best.sampling)}: the highest alignment among the settings whose distance is within "
@@ -347,11 +348,13 @@ def choose(settings: Sequence[Setting], default: Setting) -> Choice:
         f"(chance {sign_test(better, worse):.2g}); its distance is {abs(gap):.3g} {'lower' if gap > 0 else 'higher'} "
         f"(spread {spread:.2g}). "
     )
-    if by_scores or by_distance:
+    if by_distance and traded:
+        words += "So it trades alignment for distance: which counts more is yours to say, and the default stays."
+    elif by_scores or by_distance:
         words += f"So it is told from the default by {'alignment' if by_scores else 'distance'}."
     else:
         words += "So it cannot be told from the default: more prompts (--count) may."
-    return Choice(best, default, by_scores or by_distance, words)
+    return Choice(best, default, by_scores or (by_distance and not traded), words)
 
 
 def sign_test(better: int, worse: int) -> float:

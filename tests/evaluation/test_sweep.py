@@ -62,6 +62,8 @@ def test_the_best_is_the_most_aligned_near_the_smallest_distance():
     assert choose([default, closer], default).differs, "by distance alone"
     assert not choose([default, setting(5, 60, 0.7, spread=0.5)], default).differs
     assert not choose([default, setting(3, 50, 1.0)], default).differs
+    trade = choose([default, setting(6, 20, 0.5)], default)
+    assert not trade.differs and "trades alignment for distance" in trade.words
 
 
 def test_sign_test_is_exact():
