@@ -17,6 +17,7 @@ from ar_t2i.evaluation.alignment import ClipScorer
 from ar_t2i.evaluation.judge import Reading
 from ar_t2i.evaluation.pictures import check_ids, draw_missing, fingerprint, picture_name
 from ar_t2i.evaluation.prompts import Prompt, write_prompts
+from ar_t2i.evaluation.provenance import digest_of
 from ar_t2i.evaluation.results import (
     RESULTS,
     Result,
@@ -236,8 +237,5 @@ def _by_turns(results: Sequence[Result]) -> Iterator[Result]:
 def weights_fingerprint(place: str | Path) -> str:
     """Of a file of weights, or of all in a folder, 16 digits; an id of the Hub as it is."""
     path = Path(place)
-    digests = []
-    for each in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []:
-        with each.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-    return "-".join(digests) or str(place)
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    return "-".join(digest_of(each)[:16] for each in files) or str(place)

@@ -1,5 +1,7 @@
-"""What made a report: versions and commit."""
+"""What made a report: versions, commit, the contents of weights."""
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -42,3 +44,15 @@ def commit() -> str | None:
             return None
         said.append(done.stdout.strip())
     return said[0] + ("+" if said[1] else "")
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_all(folder: Path, *patterns: str) -> str:
+    """sha256 of the contents of all files that a pattern finds in a folder, whatever their names."""
+    found = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return hashlib.sha256(json.dumps([digest_of(path) for path in found]).encode()).hexdigest()

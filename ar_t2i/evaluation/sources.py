@@ -20,6 +20,7 @@ from ar_t2i.data.scenes import draw
 from ar_t2i.data.tables import TABLE_SUFFIXES
 from ar_t2i.data.tar import IMAGE_SUFFIXES
 from ar_t2i.evaluation.prompts import Prompt
+from ar_t2i.evaluation.provenance import digest_of_all
 from ar_t2i.evaluation.suites.drawing import scene_for
 from ar_t2i.hub.names import resolve
 from ar_t2i.infer import METADATA
@@ -347,12 +348,8 @@ def _generators(seed: int, prompts: Sequence[Prompt], round: int) -> list[torch.
 
 
 def _weights(folder: Path) -> str:
-    """sha256 of all weights of a model, whatever number of files they lie in."""
-    digests = []
-    for path in sorted(folder.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return _digest(digests)
+    """Of all weights of a model, whatever number of files they lie in."""
+    return digest_of_all(folder, "**/*.safetensors")
 
 
 def _digest(values: object) -> str:

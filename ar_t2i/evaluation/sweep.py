@@ -3,7 +3,6 @@
 All settings draw the same prompts from the same random numbers, so that two of them differ by what was set alone.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -36,6 +35,7 @@ from ar_t2i.evaluation.probe import (
     scene_prompts,
 )
 from ar_t2i.evaluation.prompts import Prompt, read_prompts
+from ar_t2i.evaluation.provenance import digest_of_all
 from ar_t2i.evaluation.reference import reference_pairs
 from ar_t2i.evaluation.statistics import Share, mean_interval
 from ar_t2i.hub.names import resolve
@@ -187,7 +187,7 @@ def sweep(config: SweepConfig) -> Choice:
     settings = settings_of(config, bundle.sampling, num_codes)
     captions, uniform_NT = pipe.encode_prompts([prompt.text for prompt in prompts]), None
     facts = {
-        "bundle": fingerprint_of(folder, "*.safetensors", "tokenizer.json", "image_tokenizer/*.*"), **test.facts,
+        "bundle": digest_of_all(folder, "*.safetensors", "tokenizer.json", "image_tokenizer/*.*"), **test.facts,
         "features": judge.name, "scores": judge.scores, "count": len(prompts),
         "reference_count": config.reference_count, "seed": config.seed,
     }  # fmt: skip
@@ -245,7 +245,7 @@ def _scenes(config: SweepConfig, bundle: Bundle) -> Test:
         judge,
         scene_prompts(config.count, config.seed),
         lambda: real_scenes(judge, config.reference_count, config.seed, config.batch_size),
-        {"verifier": fingerprint_of(folder, "*.safetensors", "config.json")},
+        {"verifier": digest_of_all(folder, "*.safetensors", "config.json")},
     )
 
 
@@ -280,7 +280,7 @@ def _photos(config: SweepConfig) -> Test:
         prompts,
         real,
         {
-            "clip": fingerprint_of(folder, "*.safetensors", "*.json"),
+            "clip": digest_of_all(folder, "*.safetensors", "*.json"),
             "prompts": fingerprint([prompt.text for prompt in prompts]),
             "reference": fingerprint([[shard.name, shard.fingerprint] for shard in shards]),
         },
@@ -296,14 +296,6 @@ def few(count: int, reference: FeatureMoments) -> list[str]:
         f"{least} pictures have fewer dimensions than their {size} features: distances are far too high and order "
         f"settings only roughly; give --count and --reference-count of at least {2 * size}\n"
     ]
-
-
-def fingerprint_of(folder: Path, *patterns: str) -> str:
-    """Of the contents of some files."""
-    whole = hashlib.sha256()
-    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-        whole.update(hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest()
 
 
 def summary(sampling: SamplingConfig, marks: Marks, reference: FeatureMoments, seed: int) -> Setting:
